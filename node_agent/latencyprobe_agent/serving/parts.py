@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
@@ -37,6 +37,20 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 Standings = Mapping[str, TargetFacts]
+
+
+class StateNumber(NamedTuple):
+    """The number of a state that was in force."""
+
+    term: int
+    generation: int
+
+
+class NumberedPart(NamedTuple):
+    """A report, or a part of one, and the state that its figures were measured in."""
+
+    number: StateNumber
+    report: pb.ProbeReport
 
 
 def _no_cgroups(_probe: DesiredProbe, _counters: Mapping[str, int]) -> tuple[Cgroup, ...]:
@@ -77,21 +91,29 @@ def messages(
         yield packed
 
 
-def bundles(parts: Iterable[pb.ProbeReport]) -> Iterator[list[pb.ProbeReport]]:
-    """Put summaries together in their order, as many in a message as the operator takes."""
+def bundles(
+    parts: Iterable[NumberedPart],
+) -> Iterator[tuple[StateNumber, list[pb.ProbeReport]]]:
+    """Put summaries together in their order, as many in a message as the operator takes.
+
+    Those of a message are of one state. A part that is left over may be sent much later than it was
+    made.
+    """
     together: list[pb.ProbeReport] = []
     size = targets = 0
-    for part in parts:
+    of_state: StateNumber | None = None
+    for number, part in parts:
         more_bytes, more_targets = _framed(part), max(len(part.summary.statuses), len(part.pods))
         is_full = size + more_bytes > MESSAGE_BYTES or targets + more_targets > MAX_TARGETS
-        if together and (is_full or len(together) == MAX_PROBES):
-            yield together
+        if of_state and (is_full or len(together) == MAX_PROBES or number != of_state):
+            yield of_state, together
             together, size, targets = [], 0, 0
+        of_state = number
         together.append(part)
         size += more_bytes
         targets += more_targets
-    if together:
-        yield together
+    if of_state:
+        yield of_state, together
 
 
 def divided(figures: ProbeFigures, part: pb.ProbeReport) -> tuple[ProbeFigures, ProbeFigures]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -15,7 +15,14 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.collector import ProbeFigures
 from latencyprobe_agent.serving.messages import coverage_messages
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, bundles, divided, messages
+from latencyprobe_agent.serving.parts import (
+    MESSAGE_BYTES,
+    NumberedPart,
+    StateNumber,
+    bundles,
+    divided,
+    messages,
+)
 from latencyprobe_agent.serving.summary_messages import (
     StatusChanges,
     frame,
@@ -36,9 +43,13 @@ async def _no_requests() -> Requests:
 
 @dataclass(slots=True)
 class _Sent:
-    """The newest report over a window that was sent, and the pods that were sent in full."""
+    """The newest report over a window that was sent, and the pods that were sent in full.
+
+    `number`: of the state in which it was taken. Parts of it may be sent in a later one.
+    """
 
     report: WindowReport
+    number: StateNumber
     in_full: set[str] = field(default_factory=set)
 
 
@@ -74,7 +85,7 @@ class ReportPump:
 
     async def _send_reports(self) -> None:
         readings = self._agent.readings
-        await self._send(self._report([]))
+        await self._send(self._report([], self._number()))
         self._unacknowledged.note(self._sequence, ())
         readings.windows.take_again()
         while True:
@@ -89,9 +100,10 @@ class ReportPump:
     async def _send_all(self, due: list[ProbeFigures]) -> None:
         """Send these figures; if that fails, put back those that no sent message holds."""
         unsent = {figures.probe.id: figures for figures in due}
+        number = self._number()
         try:
             for parts in messages(due, self._agent.standings, self._agent.cgroups_of):
-                await self._send(self._report(parts))
+                await self._send(self._report(parts, number))
                 self._count()
                 self._unacknowledged.note(self._sequence, _taken(unsent, parts))
         except BaseException:
@@ -100,12 +112,12 @@ class ReportPump:
 
     # Summaries of a window
 
-    def _summary_parts(self, probe_id: str) -> Iterable[pb.ProbeReport]:
+    def _summary_parts(self, probe_id: str) -> Iterable[NumberedPart]:
         """Make a probe's newest summary, with the pods that the client wants in full."""
         report = self._agent.take_window_report(probe_id)
         if report is None or report.probe.window is None:
             return ()
-        sent = self._sent[probe_id] = _Sent(report)
+        sent = self._sent[probe_id] = _Sent(report, self._number())
         wholes = frozenset(report.probe.parts.values())
         standings = self._agent.standings(report.probe)
         statuses = self._statuses.take(
@@ -113,10 +125,9 @@ class ReportPump:
         )
         default = report.probe.window.pods_in_full
         chosen = self._chosen(sent, self._wishes.choice_of(probe_id, default))
-        begun = summary_report(report, statuses)
-        return with_pods(begun, chosen, partial(frame, report), MESSAGE_BYTES)
+        return _with_pods(sent, summary_report(report, statuses), chosen)
 
-    def _wanted_parts(self, probe_id: str) -> Iterable[pb.ProbeReport]:
+    def _wanted_parts(self, probe_id: str) -> Iterable[NumberedPart]:
         """Make the pods that the client wants now, and the newest summary lacks."""
         sent = self._sent.get(probe_id)
         if sent is None or sent.report.probe.window is None:
@@ -125,8 +136,7 @@ class ReportPump:
         missing = self._chosen(sent, self._wishes.choice_of(probe_id, default))
         if not missing:
             return ()
-        begun = frame(sent.report)
-        return with_pods(begun, missing, partial(frame, sent.report), MESSAGE_BYTES)
+        return _with_pods(sent, frame(sent.report), missing)
 
     def _chosen(self, sent: _Sent, choice: PodChoice) -> list[PodReport]:
         """Return the pods of this choice that were not sent yet, and note them as sent."""
@@ -139,13 +149,13 @@ class ReportPump:
         cgroups = self._agent.cgroups_of(sent.report.probe, pod.report.counters)
         return replace(pod, report=replace(pod.report, cgroups=cgroups)) if cgroups else pod
 
-    async def _send_parts(self, of_probes: Iterable[Iterable[pb.ProbeReport]]) -> None:
+    async def _send_parts(self, of_probes: Iterable[Iterable[NumberedPart]]) -> None:
         """Send these; each is made when the message before it is sent.
 
         A message has a cost of its own at the client, so probes share it.
         """
-        for together in bundles(chain.from_iterable(of_probes)):
-            await self._send(self._report(together))
+        for number, together in bundles(chain.from_iterable(of_probes)):
+            await self._send(self._report(together, number))
             self._count()
             self._unacknowledged.note(self._sequence, ())
 
@@ -157,20 +167,29 @@ class ReportPump:
 
     # Both
 
-    def _report(self, probes: list[pb.ProbeReport]) -> pb.Report:
-        """Return the next report; it has the coverage if that has changed."""
+    def _number(self) -> StateNumber:
+        return StateNumber(self._agent.term, self._agent.generation)
+
+    def _report(self, probes: list[pb.ProbeReport], number: StateNumber) -> pb.Report:
+        """Return the next report, of this state; it has the coverage if that has changed."""
         before, self._coverage = self._coverage, self._agent.coverage
         self._sequence += 1
         overhead = self._agent.readings.take_overhead(by_hook=self._agent.has_local_probe)
         return pb.Report(
             instance_id=self._agent.instance_id,
-            generation=self._agent.generation,
+            generation=number.generation,
             sequence=self._sequence,
-            term=self._agent.term,
+            term=number.term,
             probes=probes,
             coverage=coverage_messages(self._coverage) if self._coverage != before else (),
             overhead=overhead_to_proto(overhead),
         )
+
+
+def _with_pods(sent: _Sent, begun: pb.ProbeReport, pods: list[PodReport]) -> Iterator[NumberedPart]:
+    """Add pods to a report, in as many parts as it takes."""
+    for part in with_pods(begun, pods, partial(frame, sent.report), MESSAGE_BYTES):
+        yield NumberedPart(sent.number, part)
 
 
 def _taken(unsent: dict[str, ProbeFigures], parts: Iterable[pb.ProbeReport]) -> list[ProbeFigures]:

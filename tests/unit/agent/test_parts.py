@@ -30,7 +30,14 @@ from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import ContainerSelector, DesiredTarget, PidSelector
 from latencyprobe_agent.serving import parts
 from latencyprobe_agent.serving.messages import MAX_PIDS_SHOWN, apply_result, status_message
-from latencyprobe_agent.serving.parts import MESSAGE_BYTES, bundles, divided, messages
+from latencyprobe_agent.serving.parts import (
+    MESSAGE_BYTES,
+    NumberedPart,
+    StateNumber,
+    bundles,
+    divided,
+    messages,
+)
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.facts import TargetFacts
 from tests.unit.agent.scripted import samples
@@ -40,6 +47,7 @@ OPERATOR_TAKES = 4 << 20
 SMALL = 1500
 """A size of messages that needs many parts for little data."""
 ATTACHED = TargetFacts(TargetState.ATTACHED, pids=tuple(range(100_000, 110_000)))
+FIRST = StateNumber(1, 1)
 BEGIN, END = Moment(100.0, 10**18), Moment(110.0, 10**18 + 10**10)
 
 pods = st.lists(st.integers(1, 4), max_size=8)
@@ -192,8 +200,10 @@ def test_summaries_share_messages_within_the_operators_limits(
         patch.object(parts, "MAX_TARGETS", 100),
         patch.object(parts, "MAX_PROBES", 5),
     ):
-        together = list(bundles(reports))
+        numbered = list(bundles(NumberedPart(FIRST, each) for each in reports))
 
+    assert {number for number, _ in numbered} <= {FIRST}
+    together = [bundle for _, bundle in numbered]
     assert [each.id for bundle in together for each in bundle] == [each.id for each in reports]
     for bundle in together:
         assert 1 <= len(bundle) <= 5
@@ -207,6 +217,14 @@ def test_summaries_share_messages_within_the_operators_limits(
             or pb.Report(probes=overfull).ByteSize() > SMALL - 8 * len(overfull)
             or sum(max(len(e.summary.statuses), len(e.pods)) for e in overfull) > 100
         )
+
+
+def test_summaries_of_different_states_share_no_message() -> None:
+    numbers = (FIRST, FIRST, StateNumber(1, 2), StateNumber(2, 2), StateNumber(2, 2))
+    reports = [NumberedPart(each, pb.ProbeReport(id=f"{n}")) for n, each in enumerate(numbers)]
+    found = [(number, [each.id for each in bundle]) for number, bundle in bundles(reports)]
+
+    assert found == [(FIRST, ["0", "1"]), ((1, 2), ["2"]), ((2, 2), ["3", "4"])]
 
 
 def test_as_many_busy_targets_as_there_can_be_fit_into_small_messages() -> None:

@@ -20,6 +20,7 @@ from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_agent.desired import ContainerSelector, Selector
 from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
 from latencyprobe_agent.serving import wishes
+from latencyprobe_agent.serving.reports import ReportPump
 from latencyprobe_agent.targets.cgroups import Hierarchy
 from latencyprobe_agent.targets.facts import TargetFacts
 from latencyprobe_agent.targets.resolver import Resolver
@@ -472,6 +473,76 @@ async def test_a_new_leader_gets_the_newest_summary_in_its_term_at_once(running:
         while not report.probes:
             report = await leader.report()
         assert (report.term, packets(report.probes[0])) == (8, 1)
+
+
+def without_window(*targets: pb.Target) -> pb.Probe:
+    """A probe whose client keeps the window."""
+    wanted = probe()
+    del wanted.targets[:]
+    wanted.targets.extend(targets)
+    return wanted
+
+
+def in_another_term(before: pb.DesiredState) -> pb.DesiredState:
+    """The next leader's state: the same probes with another filter."""
+    after = pb.DesiredState(generation=2, term=before.term + 1, lease=before.lease)
+    after.probes.extend(before.probes)
+    for each in after.probes:
+        each.filter.ports.append(443)
+    return after
+
+
+@pytest.mark.parametrize(
+    "probes",
+    [
+        [windowed(*map(container, UIDS))],
+        [windowed(container(A), name=f"p{number}") for number in range(5)],
+        [without_window(*map(container, UIDS))],
+    ],
+    ids=["pods in full", "summaries", "figures of an interval"],
+)
+async def test_parts_of_one_reading_keep_its_state_though_another_comes_into_force(
+    running: Running, monkeypatch: pytest.MonkeyPatch, probes: list[pb.Probe]
+) -> None:
+    """A client counts what an earlier state has measured for that state, and drops it."""
+    for module in ("reports", "parts"):
+        monkeypatch.setattr(f"latencyprobe_agent.serving.{module}.MESSAGE_BYTES", 300)
+    before = state(*probes)
+    before.term = 7
+    await running.stub.Apply(before)
+    running.engine.measure(samples(*range(64, 1 << 14, 1 << 9)))
+    await next_reading(running.engine)
+    sent: list[pb.Report] = []
+
+    async def send(report: pb.Report) -> None:
+        sent.append(report)
+        if report.probes and running.agent.term == 7:
+            await running.stub.Apply(in_another_term(before))
+
+    pump = asyncio.create_task(ReportPump(running.agent, lambda: None, send).run())
+    await until(lambda: any(each.probes and each.term == 8 for each in sent), "the next term")
+    pump.cancel()
+    await asyncio.wait({pump})
+    parts = [(report, part) for report in sent for part in report.probes]
+    of_first = [report for report, part in parts if part.end == parts[0][1].end]
+    assert len(of_first) > 1
+    assert {(each.generation, each.term) for each in of_first} == {(1, 7)}
+    assert (sent[-1].generation, sent[-1].term) == (2, 8)
+
+
+async def test_pods_that_follow_a_summary_have_the_state_that_it_has(running: Running) -> None:
+    wanted = windowed(container(A), in_full=NO_POD)
+    await running.stub.Apply(state(wanted))
+    async with client(running) as stream:
+        await stream.summary()
+        wanted.filter.ports.append(443)
+        wanted.interval.CopyFrom(seconds(600))
+        await running.stub.Apply(state(wanted, generation=2))
+        await stream.acknowledge(2, p=EVERY_POD)
+        report = await stream.report()
+        while not (report.probes and report.probes[0].pods):
+            report = await stream.report()
+    assert report.generation == 1
 
 
 async def test_a_stream_that_stands_still_costs_no_figures_and_no_memory(
