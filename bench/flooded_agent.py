@@ -15,7 +15,7 @@ import grpc.aio
 from bench.agent_process import RunningAgent
 from bench.outcome import CannotMeasureError
 from bench.programs import programs
-from bench.watched_process import LOOPBACK, Program, counters, cpu_s, free_port, get, running
+from bench.watched_process import LOOPBACK, WatchedProgram, counters, cpu_s, free_port, get, running
 from latencyprobe.domain.identities import AGENT_NAME, OPERATOR_NAME
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
@@ -56,7 +56,9 @@ class Clients:
 class FloodedAgent:
     """A running agent. Made by `flooded_agent`."""
 
-    def __init__(self, program: Program, port: int, metrics_port: int, clients: Clients) -> None:
+    def __init__(
+        self, program: WatchedProgram, port: int, metrics_port: int, clients: Clients
+    ) -> None:
         self.program = program
         self.port = port
         self.metrics_port = metrics_port

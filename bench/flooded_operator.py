@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.hostile_agents import HostileAgents, hostile_agents
 from bench.watched_api import WatchedApi
-from bench.watched_process import LOOPBACK, Program, counters, free_port, get, running
+from bench.watched_process import LOOPBACK, WatchedProgram, counters, free_port, get, running
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from tools.fakes.agent import AGENT_NAME, OPERATOR_NAME, Authority, FakeAgent, measurement
@@ -34,7 +34,7 @@ class FloodedOperator:
 
     def __init__(
         self,
-        program: Program,
+        program: WatchedProgram,
         *,
         metrics_port: int,
         health_port: int,

@@ -32,8 +32,8 @@ from bench.watched_process import (
     Cost,
     Meter,
     NotServedError,
-    Program,
     Requests,
+    WatchedProgram,
     asking,
     more,
     until_served,
@@ -56,7 +56,7 @@ _CALLS, _CONNECTIONS, _SCRAPES = "calls", "connections", "scrapes"
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class FloodSizes:
     """The sizes of the floods. `seconds`: of hostile reports; twice those of connections."""
 
     connections: int
@@ -80,7 +80,7 @@ class Row:
 class Subject:
     """A process, and the legitimate clients that ask it."""
 
-    program: Program
+    program: WatchedProgram
     asked: Mapping[str, tuple[Callable[[], Awaitable[None]], float]]
     refusals: Callable[[], Awaitable[Mapping[str, int]]]
 
@@ -129,7 +129,7 @@ def main(
     """Flood the agent and the operator, and measure what it costs them (needs root)."""
     # as an exception, so that our processes are ended
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sizes = Sizes(connections, messages, seconds, sockets)
+    sizes = FloodSizes(connections, messages, seconds, sockets)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     documents: dict[str, Any] = {"load": os.getloadavg()[0]}
     for part in dict.fromkeys(parts or PARTS):
@@ -144,7 +144,9 @@ def main(
         click.echo(json.dumps(documents, indent=2))
 
 
-async def _measured(part: str, sizes: Sizes) -> tuple[Sequence[Table], Sequence[dict[str, Any]]]:
+async def _measured(
+    part: str, sizes: FloodSizes
+) -> tuple[Sequence[Table], Sequence[dict[str, Any]]]:
     if part == SOCKETS:
         found = [await many_sockets.measure(sizes.sockets, targets) for targets in (1, 4)]
         return [socket_table(found)], [asdict(each) for each in found]
@@ -155,7 +157,7 @@ async def _measured(part: str, sizes: Sizes) -> tuple[Sequence[Table], Sequence[
 # --------------------------------------------------------------------------------- agent
 
 
-async def _agent_rows(sizes: Sizes) -> AsyncIterator[Row]:
+async def _agent_rows(sizes: FloodSizes) -> AsyncIterator[Row]:
     async with flooded_agent() as agent:
         await until_served(agent.program, agent.connect, "the agent's start", _START_S)
         async with agent.operated():
@@ -176,7 +178,7 @@ async def _agent_rows(sizes: Sizes) -> AsyncIterator[Row]:
                 yield await subject.row(name, _flooding(what), settle_s)
 
 
-def _agent_floods(agent: FloodedAgent, sizes: Sizes) -> dict[str, Flood]:
+def _agent_floods(agent: FloodedAgent, sizes: FloodSizes) -> dict[str, Flood]:
     port, hold_s = agent.port, sizes.seconds / 2
     many, few = sizes.connections, sizes.messages
 
@@ -216,7 +218,7 @@ def _flooding(what: Flood) -> Callable[[], Awaitable[Mapping[str, int]]]:
     return run
 
 
-def _rest(sizes: Sizes) -> Callable[[], Awaitable[Mapping[str, int]]]:
+def _rest(sizes: FloodSizes) -> Callable[[], Awaitable[Mapping[str, int]]]:
     async def run() -> Mapping[str, int]:
         await asyncio.sleep(sizes.seconds / 2)
         return {}
@@ -227,7 +229,7 @@ def _rest(sizes: Sizes) -> Callable[[], Awaitable[Mapping[str, int]]]:
 # ------------------------------------------------------------------------------ operator
 
 
-async def _operator_rows(sizes: Sizes) -> AsyncIterator[Row]:
+async def _operator_rows(sizes: FloodSizes) -> AsyncIterator[Row]:
     async with flooded_operator() as operator:
         await until_served(operator.program, operator.report, "the operator's start", _START_S)
         subject = Subject(
@@ -257,7 +259,7 @@ async def _operator_rows(sizes: Sizes) -> AsyncIterator[Row]:
 
 
 def _reporting(
-    operator: FloodedOperator, name: str, sizes: Sizes
+    operator: FloodedOperator, name: str, sizes: FloodSizes
 ) -> Callable[[], Awaitable[Mapping[str, int]]]:
     async def run() -> Mapping[str, int]:
         return {"sent": await operator.hostile.attack(name, sizes.seconds)}

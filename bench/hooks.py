@@ -51,7 +51,7 @@ _NO_CGROUP = 1 << 40  # a cgroup id that no cgroup has
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class HookScenario:
     """A selection of packets: `spec` is the target, the traffic stays the same."""
 
     name: str
@@ -140,19 +140,19 @@ def _stranger() -> Iterator[int]:
         process.wait()
 
 
-def _scenarios(net: Network, stranger: int) -> tuple[Scenario, ...]:
+def _scenarios(net: Network, stranger: int) -> tuple[HookScenario, ...]:
     apart = frozenset({net.apart.inode})
     elsewhere = SlotSpec(netns_wide=apart, netns=apart)
     return (
-        Scenario("target", True, SlotSpec(netns_wide=net.ends, netns=net.ends)),
-        Scenario("other pod", False, elsewhere),
-        Scenario("the node itself", False, elsewhere, on_host=True),
-        Scenario(
+        HookScenario("target", True, SlotSpec(netns_wide=net.ends, netns=net.ends)),
+        HookScenario("other pod", False, elsewhere),
+        HookScenario("the node itself", False, elsewhere, on_host=True),
+        HookScenario(
             "same pod, other container",
             False,
             SlotSpec(netns=net.ends, cgroup_ids=frozenset({_NO_CGROUP})),
         ),
-        Scenario(
+        HookScenario(
             "same netns, other process",
             False,
             SlotSpec(netns=net.ends, tgids=frozenset({stranger})),
@@ -177,7 +177,7 @@ def _cost(ran: RunTime, packets: int, unit: float) -> ProgramCost:
 
 
 def _outcome(
-    scenarios: Sequence[Scenario],
+    scenarios: Sequence[HookScenario],
     found: Mapping[str, Sequence[Costs]],
     units: Units,
     foreign: int,
@@ -230,11 +230,11 @@ def _sum(costs: Costs, direction: str | None = None, *, beyond_empty: bool = Fal
     )
 
 
-def _limit(scenario: Scenario) -> int:
+def _limit(scenario: HookScenario) -> int:
     return MOST_HOOKS_TARGET if scenario.is_target else MOST_HOOKS_OTHERS
 
 
-def _sums_table(scenarios: Sequence[Scenario], found: Mapping[str, Sequence[Costs]]) -> Table:
+def _sums_table(scenarios: Sequence[HookScenario], found: Mapping[str, Sequence[Costs]]) -> Table:
     table = Table(title=f"Hooks a packet, all programs of rx+tx+tcp: {MEDIAN} of the rounds")
     for heading in ("packet of", "received", "sent", "both", "beyond empty", "target", ""):
         table.add_column(heading, justify="left" if heading in {"packet of", ""} else "right")
@@ -271,7 +271,7 @@ def _programs_table(title: str, slices: Sequence[Costs]) -> Table:
     return table
 
 
-def _matrix_table(scenarios: Sequence[Scenario], found: Mapping[str, Sequence[Costs]]) -> Table:
+def _matrix_table(scenarios: Sequence[HookScenario], found: Mapping[str, Sequence[Costs]]) -> Table:
     table = Table(title="Hooks a run, by program and whose packet")
     table.add_column("program on")
     for scenario in scenarios:
@@ -296,7 +296,7 @@ def _that_ran(slices: Sequence[Costs]) -> list[str]:
     ]
 
 
-def _scenario_document(scenario: Scenario, slices: Sequence[Costs]) -> dict[str, object]:
+def _scenario_document(scenario: HookScenario, slices: Sequence[Costs]) -> dict[str, object]:
     both = Spread.of(_sum(costs) for costs in slices)
     return {
         "hooks_received": Spread.of(_sum(costs, "received") for costs in slices).document(),

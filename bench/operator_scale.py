@@ -120,7 +120,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class OperatorTraffic:
     """The exchange with the API server and with the agents in one interval."""
 
     status_writes: float
@@ -136,7 +136,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scrape:
+class OperatorScrape:
     """One scrape of the operator's metrics, as protobuf."""
 
     series: int
@@ -157,8 +157,8 @@ class Figures:
     attaching: Attaching
     processor: Processor
     memory: Memory
-    traffic: Traffic
-    scrape: Scrape
+    traffic: OperatorTraffic
+    scrape: OperatorScrape
 
 
 @click.command()
@@ -315,7 +315,7 @@ class _Run:
             after, rss_after_mib = _copy(counts), rss_mib()
             received = received_bytes(self._simulated.address) - received
             families, load = list(self._metrics.registry.collect()), os.getloadavg()[0]
-            traffic = Traffic(
+            traffic = OperatorTraffic(
                 expected_reports=scenario.probes * scenario.nodes_of_a_probe,
                 network_kib=received / self._intervals / 1024,
                 all_bad_pods_in_full=await self._turn_bad(),
@@ -345,7 +345,7 @@ class _Run:
                     idle_channels_mib=idle_mib,
                 ),
                 traffic=traffic,
-                scrape=Scrape(
+                scrape=OperatorScrape(
                     series=sum(len(family.samples) for family in families),
                     kib=len(encode(families)) / 1024,
                 ),
@@ -416,7 +416,7 @@ def _prepare_memory() -> None:
     make_collections_rare()
 
 
-# Of the fields of Traffic: the counter, and the divisor.
+# Of the fields of OperatorTraffic: the counter, and the divisor.
 _COUNTED = (
     ("status_writes", "status_writes", 1),
     ("status_kib", "status_bytes", 1024),

@@ -37,7 +37,7 @@ class NotServedError(RuntimeError):
     """A process that has ended, or that serves no legitimate client after a flood."""
 
 
-class Program:
+class WatchedProgram:
     """A running `latencyprobe`. Made by `running`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -56,7 +56,7 @@ class Program:
 
 
 @contextmanager
-def running(*arguments: object, log: Path) -> Iterator[Program]:
+def running(*arguments: object, log: Path) -> Iterator[WatchedProgram]:
     """Run `latencyprobe` with these arguments, for the time of the `with` block."""
     command = [sys.executable, "-P", "-m", "latencyprobe.commands.cli", *map(str, arguments)]
     # A proxy of this machine leads to none of ours.
@@ -66,7 +66,7 @@ def running(*arguments: object, log: Path) -> Iterator[Program]:
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
         )
     try:
-        yield Program(process, log)
+        yield WatchedProgram(process, log)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -81,7 +81,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def until_served(program: Program, ask: Ask, what: str, within_s: float) -> None:
+async def until_served(program: WatchedProgram, ask: Ask, what: str, within_s: float) -> None:
     """Ask until there is an answer; raise NotServedError without any."""
     deadline = time.monotonic() + within_s
     while True:

@@ -28,24 +28,24 @@ class DebianError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AptSource:
     """A line of sources.list(5): a suite and its mirror."""
 
     mirror: str
     suite: str
 
 
-def release(suite: str) -> tuple[Source]:
+def release(suite: str) -> tuple[AptSource]:
     """Return the sources of the release as published, with its point releases."""
-    return (Source(configured_mirror(), suite),)
+    return (AptSource(configured_mirror(), suite),)
 
 
-def release_with_updates(suite: str) -> tuple[Source, ...]:
+def release_with_updates(suite: str) -> tuple[AptSource, ...]:
     """Return the sources of the release with its updates, security included."""
     return (
         *release(suite),
-        Source(configured_mirror(), f"{suite}-updates"),
-        Source(configured_security_mirror(), f"{suite}-security"),
+        AptSource(configured_mirror(), f"{suite}-updates"),
+        AptSource(configured_security_mirror(), f"{suite}-security"),
     )
 
 
@@ -55,7 +55,7 @@ class Apt:
     `architecture` is Debian's name of it, not necessarily this machine's.
     """
 
-    def __init__(self, scratch: Path, sources: Sequence[Source], architecture: str) -> None:
+    def __init__(self, scratch: Path, sources: Sequence[AptSource], architecture: str) -> None:
         self._suites = ", ".join(source.suite for source in sources)
         self._downloads = scratch / "downloads"
         for folder in ("downloads", "lists/partial", "cache/archives/partial"):

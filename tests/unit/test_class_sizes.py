@@ -1,19 +1,22 @@
 """A class of the product or its tools is small, or its docstring says why it is large.
 
-A reason is good up to a second limit, which no class exceeds.
+A reason is good up to a second limit, which no class exceeds. No two classes share a name.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("latencyprobe", "node_agent", "operator", "bench", "devcluster", "tools")
+PRODUCT = ("latencyprobe", "node_agent", "operator")
+TOOLING = ("bench", "devcluster", "tools")
+FOLDERS = (*PRODUCT, *TOOLING)
 MOST_LINES, MOST_ATTRIBUTES = 200, 12
 MOST_LINES_WITH_REASON, MOST_ATTRIBUTES_WITH_REASON = 350, 20
 REASON = re.compile(r"\bLarge(?:, because|:) \w+")
@@ -62,6 +65,13 @@ def is_too_large(node: ast.ClassDef) -> bool:
     return exceeds(node, MOST_LINES_WITH_REASON, MOST_ATTRIBUTES_WITH_REASON)
 
 
+def shared_names(places: Iterable[str]) -> list[str]:
+    """Return the places of classes that have the name of another one."""
+    known = sorted(places)
+    count = Counter(place.rpartition(":")[2] for place in known)
+    return [place for place in known if count[place.rpartition(":")[2]] > 1]
+
+
 def _joined(docstring: str | None) -> str:
     return " ".join((docstring or "").split())
 
@@ -81,6 +91,22 @@ def test_a_large_class_says_why() -> None:
 
 def test_no_reason_is_good_for_a_class_of_any_size() -> None:
     assert [place for place, node in classes() if is_too_large(node)] == []
+
+
+@pytest.mark.parametrize(
+    "folders", [PRODUCT, *((each,) for each in TOOLING)], ids=["product", *TOOLING]
+)
+def test_no_two_classes_share_a_name(folders: tuple[str, ...]) -> None:
+    places = [place for place, _ in classes() if place.partition("/")[0] in folders]
+
+    assert len(places) > 10
+    assert shared_names(places) == []
+
+
+def test_classes_of_one_name_are_found() -> None:
+    places = ["a/one.py:Row", "a/two.py:Row", "a/two.py:Rows"]
+
+    assert shared_names(places) == places[:2]
 
 
 def class_of(body: str) -> ast.ClassDef:

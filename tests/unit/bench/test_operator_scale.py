@@ -17,10 +17,10 @@ from bench.operator_scale import (
     Attaching,
     Figures,
     Memory,
+    OperatorScrape,
+    OperatorTraffic,
     Processor,
-    Scrape,
     Target,
-    Traffic,
     _table,
     received_bytes,
 )
@@ -70,7 +70,7 @@ def test_the_table_has_each_figure() -> None:
             cpu_ms=108, cpu_percent=109, blocked_ms=110, blocked_cpu_ms=111, collecting_ms=112
         ),
         memory=Memory(rss_mib=113, peak_rss_mib=114, idle_channels_mib=115),
-        traffic=Traffic(
+        traffic=OperatorTraffic(
             status_writes=116,
             status_kib=117,
             expected_reports=118,
@@ -80,7 +80,7 @@ def test_the_table_has_each_figure() -> None:
             pods_in_full=122,
             all_bad_pods_in_full=123,
         ),
-        scrape=Scrape(series=124, kib=125),
+        scrape=OperatorScrape(series=124, kib=125),
     )
     console = Console(width=200, file=StringIO(), record=True)
     console.print(_table(figures, Target(126, 127)))
@@ -90,4 +90,4 @@ def test_the_table_has_each_figure() -> None:
 
 
 def test_counters_are_figures_of_the_traffic() -> None:
-    assert {key for key, _, _ in _COUNTED} < {each.name for each in fields(Traffic)}
+    assert {key for key, _, _ in _COUNTED} < {each.name for each in fields(OperatorTraffic)}
