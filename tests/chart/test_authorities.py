@@ -185,7 +185,7 @@ def test_a_revocation_that_reached_one_secret_is_finished_by_the_next_upgrade(
 # ---------------------------------------------------------------- over the real TLS proxy
 
 
-async def test_operator_and_agent_know_each_other_by_what_was_generated(
+async def test_operator_and_agent_know_each_other_by_generated_certificates(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     secrets = cluster.upgrade()

@@ -30,7 +30,7 @@ def files(helm: Helm) -> dict[Path, str]:
 @pytest.mark.parametrize(
     "name", ["manifests/install.yaml", "manifests/rbac.yaml", "charts/latencyprobe/README.md"]
 )
-def test_a_rendered_file_is_what_the_chart_says(files: dict[Path, str], name: str) -> None:
+def test_a_rendered_file_is_up_to_date_with_the_chart(files: dict[Path, str], name: str) -> None:
     path = ROOT / name
 
     assert path.read_text() == files[path], f"{name} is out of date: run `make manifests`"

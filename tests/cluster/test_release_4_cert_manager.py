@@ -55,7 +55,7 @@ def _issuer_of_the_readme() -> str:
 
 
 @pytest.mark.parametrize("component", ["operator", "agent"])
-def test_a_certificate_is_what_the_chart_asked_cert_manager_for(
+def test_cert_manager_issues_the_certificates_that_the_chart_requests(
     certified: Release, component: str
 ) -> None:
     authority = _authority(certified)

@@ -54,7 +54,7 @@ def test_one_packet_leaves_by_the_nic_for_each_request_to_beyond_it_and_for_no_o
     assert abs(sent_by(made.pods.host, "nic0") - before - requests) <= ENDS_OF_CONNECTIONS
 
 
-def test_targets_are_what_the_agent_finds_out_of_cgroups_and_processes(made: Scene) -> None:
+def test_targets_have_the_cgroups_and_namespaces_that_the_agent_finds(made: Scene) -> None:
     (idle,) = made.slots[STRANGERS].values()
     (busy,) = made.slots[TARGETS].values()
     for spec in (idle, busy):

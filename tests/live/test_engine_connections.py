@@ -125,7 +125,7 @@ def round_trip_ns(end: socket.socket) -> int:
     return int(round_trip_us) * 1000
 
 
-async def test_connect_time_is_what_the_application_waits(
+async def test_connect_time_is_the_wait_of_the_application(
     start_engine: Start, bridged: tuple[Namespace, Pod, Pod]
 ) -> None:
     host, client, server = bridged

@@ -72,7 +72,7 @@ def test_an_unknown_command_is_refused() -> None:
     assert "No such command 'mesure'" in result.stderr
 
 
-def test_a_subcommand_whose_modules_are_not_installed_is_refused_with_what_is_missing(
+def test_a_subcommand_whose_modules_are_not_installed_is_refused_with_the_missing_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "latencyprobe.commands.pki", None)  # its import fails

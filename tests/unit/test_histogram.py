@@ -139,7 +139,7 @@ def test_each_bucket_holds_as_many_as_numpy_finds_between_its_bounds(values: lis
 
 
 @given(st.lists(st.lists(durations, min_size=1, max_size=40), min_size=1, max_size=5))
-def test_percentiles_of_what_was_merged_lie_in_the_bucket_of_numpys(
+def test_percentiles_of_merged_histograms_lie_in_the_bucket_of_numpys(
     groups: list[list[int]],
 ) -> None:
     merged = sum(map(Histogram.of, groups), EMPTY)

@@ -93,7 +93,7 @@ async def ended(client: Client) -> None:
             assert await client[0].read() == b""
 
 
-async def test_metrics_are_text_for_who_asks_for_nothing_else() -> None:
+async def test_metrics_are_text_unless_a_client_asks_for_another_format() -> None:
     async with serving() as port:
         head, body = await get(port, "/metrics")
 
@@ -103,7 +103,7 @@ async def test_metrics_are_text_for_who_asks_for_nothing_else() -> None:
     assert b"scrapes_total 1.0\n" in body
 
 
-async def test_metrics_are_openmetrics_for_who_accepts_them() -> None:
+async def test_metrics_are_openmetrics_for_clients_that_accept_it() -> None:
     async with serving() as port:
         head, body = await get(
             port, "/metrics?x=y", "Accept: application/openmetrics-text;version=1.0.0"
@@ -256,7 +256,7 @@ async def test_without_an_address_nothing_is_served() -> None:
         assert bound is None
 
 
-async def test_an_address_that_is_taken_is_said_with_what_it_was_for() -> None:
+async def test_an_address_that_is_taken_is_reported_with_its_purpose() -> None:
     with socket.create_server(LOOPBACK) as taken:
         port = taken.getsockname()[1]
         message = f"^cannot serve /metrics, .* on 127.0.0.1:{port}: Address already in use"

@@ -81,7 +81,7 @@ def test_both_containerfiles_build_on_the_same_pinned_base(component: Component)
     assert "@sha256:" in base
 
 
-def test_the_last_stage_is_what_counts(tmp_path: Path) -> None:
+def test_the_last_stage_makes_the_image(tmp_path: Path) -> None:
     config = read(tmp_path, LAST_STAGE)
     assert config.user == "7:8"
     assert config.entrypoint == ("latencyprobe", "agent")
@@ -201,7 +201,7 @@ def test_a_wheel_of_the_same_files_is_the_same(tmp_path: Path) -> None:
     assert wheels[0] == wheels[1]
 
 
-def test_there_are_images_for_what_grpc_has_wheels_for() -> None:
+def test_there_are_images_for_the_architectures_of_grpcs_wheels() -> None:
     for component in COMPONENTS.values():
         assert "grpcio==" in component.requirements.read_text()
     assert set(ARCHITECTURES) == {"amd64", "arm64"}

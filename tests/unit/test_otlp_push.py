@@ -193,7 +193,7 @@ async def test_an_operator_pushes_its_figures_until_its_end(tmp_path: Path) -> N
 # ------------------------------------------------------------------------------- outage
 
 
-async def test_an_outage_costs_a_bounded_queue_and_what_was_lost_is_counted(
+async def test_an_outage_costs_a_bounded_queue_and_losses_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     receiver = OtlpReceiver()

@@ -52,7 +52,7 @@ def requirements(project: dict[str, Any]) -> list[Requirement]:
     return [Requirement(text) for text in [*project["project"]["dependencies"], *direct]]
 
 
-def test_wheels_are_built_with_what_the_lock_pins(project: dict[str, Any]) -> None:
+def test_wheels_are_built_with_the_packages_that_the_lock_pins(project: dict[str, Any]) -> None:
     assert project["build-system"]["requires"] == project["dependency-groups"]["build"]
 
 

@@ -75,7 +75,7 @@ def test_a_process_can_not_write_to_the_terminal_by_its_name() -> None:
     assert "\n" not in json_line(named)
 
 
-def test_json_has_integers_with_units_and_nulls_for_what_is_not_there() -> None:
+def test_json_has_integers_with_units_and_nulls_for_absent_values() -> None:
     document = json.loads(json_line(RECEIVED))
     assert document == {
         "timeUnixNs": 1_700_000_000_123_456_789,

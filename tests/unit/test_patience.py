@@ -157,7 +157,7 @@ LONG_POLL = (1.5, 1.5)
         pytest.param([Connection((0.01,)), Connection((), 50)], {}, id="an answer is no past"),
     ],
 )
-def test_a_request_is_late_by_what_connections_have_shown(
+def test_a_request_is_late_by_earlier_answers_on_its_connections(
     role: Role, connections: list[Connection], said: dict[str, int]
 ) -> None:
     late, first = (

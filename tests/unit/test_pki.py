@@ -74,7 +74,7 @@ def test_a_certificate_is_good_for_its_side_alone(
                 certificate.verify_directly_issued_by(issuer)
 
 
-def test_secrets_are_what_the_pods_mount() -> None:
+def test_secrets_have_the_names_and_files_that_the_pods_mount() -> None:
     arguments = ["secrets", "--namespace", "ours", "--agent-namespace", "theirs", "--days", "3"]
     items = json.loads(CliRunner().invoke(pki_command, arguments).stdout)["items"]
     places = [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in items]

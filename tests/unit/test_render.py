@@ -150,7 +150,7 @@ def test_the_wait_for_a_cgroup_is_shown_as_a_time() -> None:
     assert "waitedForCgroup.4711 4.59s" in line
 
 
-def test_the_document_is_what_the_api_promises() -> None:
+def test_the_document_has_the_fields_that_the_api_promises() -> None:
     document = document_of(report())
     assert {key: document[key] for key in ("apiVersion", "kind", "node", "durationSeconds")} == {
         "apiVersion": "latencyprobe.io/v1alpha1",

@@ -58,5 +58,5 @@ def test_drops_of_packets_that_are_not_needed_are_no_failures(reason: str) -> No
 
 
 @pytest.mark.parametrize("counter", ["retransmits", "headOfLineSegments", "connectAborted"])
-def test_waiting_and_what_the_application_ends_is_no_failure(counter: str) -> None:
+def test_waiting_and_an_end_by_the_application_are_no_failures(counter: str) -> None:
     assert _score(Measurement({}, {counter: 1000})) == 0

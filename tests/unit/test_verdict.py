@@ -758,7 +758,7 @@ def test_connects_that_are_given_up_late_count_with_their_time(
         pytest.param([MS] * 197 + [1030 * MS] * 3, id="some whose SYN was lost"),
     ],
 )
-def test_connects_are_given_up_late_by_what_most_others_take(others: list[int]) -> None:
+def test_connects_are_given_up_late_by_the_time_of_most_others(others: list[int]) -> None:
     counters = {"connectAborted": 200, "connectAbortedNs": 200 * 250 * MS}
     connects = {"tcp.connect": StageMeasurement(Histogram.of(others))}
     well = measured(200, rx_socket=20 * US, tx_stack=10 * US)

@@ -88,7 +88,7 @@ def test_pressure_is_the_time_in_which_some_thread_waited(text: str, expected: i
     assert parse_pressure(text) == (expected * 1000 if expected is not None else None)
 
 
-def test_steal_is_what_all_cpus_lost_to_others() -> None:
+def test_steal_is_the_time_that_all_cpus_lost_to_others() -> None:
     before, after = parse_steal(BEFORE), parse_steal(AFTER)
     assert before is not None
     assert after is not None

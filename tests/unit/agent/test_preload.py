@@ -88,7 +88,7 @@ async def test_an_end_leaves_nothing_loaded(before: Before) -> None:
     assert [spare.is_closed for spare in before.spares] == [True]
 
 
-async def test_an_end_waits_for_what_is_being_loaded(before: Before) -> None:
+async def test_an_end_waits_for_a_load_in_progress(before: Before) -> None:
     preload = preload_of(before)
     ending = asyncio.create_task(preload.end())
     await asyncio.sleep(0)

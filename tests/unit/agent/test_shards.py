@@ -97,7 +97,7 @@ def test_more_slots_than_elements_are_refused() -> None:
         max_size=8,
     )
 )
-def test_shards_add_up_to_what_one_cpu_would_have_counted(
+def test_shards_add_up_to_the_counts_of_one_cpu(
     parts: list[tuple[list[int], int]],
 ) -> None:
     contents = [counted(*part) for part in parts]

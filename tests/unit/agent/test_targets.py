@@ -208,7 +208,7 @@ def _cgroup_failure(path: Path | str, mountinfo: str = HYBRID) -> str:
     return facts.message
 
 
-def test_a_path_that_is_no_cgroup_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+def test_a_path_that_is_no_cgroup_is_refused_with_the_place_of_cgroups(tmp_path: Path) -> None:
     where = "cgroups are directories below /sys/fs/cgroup/unified"
     (tmp_path / "file").touch()
     assert _cgroup_failure(tmp_path / "no") == f"{tmp_path}/no does not exist; {where}"

@@ -30,7 +30,7 @@ Exception: Failed to attach BPF program b'trace_tcp_rcv' to kprobe b'tcp_rcv_est
     ],
     ids=["kprobe", "nothing", "much"],
 )
-def test_the_message_of_a_tool_is_what_it_says_without_its_code(output: str, message: str) -> None:
+def test_the_message_of_a_tool_is_its_output_without_its_code(output: str, message: str) -> None:
     assert message_in(output) == message
 
 

@@ -63,7 +63,7 @@ def test_too_few_samples_say_nothing_and_end_the_time() -> None:
     assert again.outcome is ObjectiveOutcome.MET
 
 
-def test_an_objective_that_was_missed_counts_anew_after_it_was_unknown_for_as_long() -> None:
+def test_an_objective_that_was_missed_counts_again_after_it_was_unknown_for_as_long() -> None:
     watch = ObjectivesWatch({"reads"})
     outcomes = [
         judgement.outcome

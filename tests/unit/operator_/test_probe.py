@@ -169,7 +169,7 @@ async def test_nothing_is_written_while_nothing_changes(world: World) -> None:
         assert len(world.writes) == writes
 
 
-async def test_the_listed_pods_are_sorted_by_what_is_shown_of_them(world: World) -> None:
+async def test_the_listed_pods_are_sorted_by_their_listed_figures(world: World) -> None:
     async with running(world, probe_body(interval="10s", window="20s")) as probe:
         world.show(pod("a"), pod("b"))
         await ready(world, "Measuring")
@@ -557,7 +557,7 @@ async def test_another_selector_keeps_the_old_pods_until_the_new_are_known(world
         assert world.desired.of_node("node-b")
 
 
-async def test_an_edit_of_what_is_measured_forgets_the_old_figures(world: World) -> None:
+async def test_an_edit_of_the_measured_traffic_forgets_the_old_figures(world: World) -> None:
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(pod("a"))
         take(probe, "node-a", report({target_id("a"): measurement(*[10**6] * 200)}))

@@ -136,7 +136,7 @@ async def test_a_thawed_leader_meets_the_version_that_the_next_one_has_written()
         assert old.previous == {"phase": "Degraded", "by": "the next leader"}
 
 
-async def test_after_a_conflict_the_next_patch_is_made_from_what_there_is() -> None:
+async def test_after_a_conflict_the_next_patch_is_made_from_the_stored_status() -> None:
     api, metrics = FakeApi(), OperatorMetrics()
     async with api.serve() as cluster:
         writer = writer_of(Statuses(cluster), metrics=metrics)
