@@ -6,7 +6,7 @@ import json
 import marshal
 import zlib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from latencyprobe_operator.api.conditions import ConditionType
 
@@ -31,13 +31,14 @@ class KeptDocument:
     them several times as fast as json; the bytes never leave this process.
     """
 
-    __slots__ = ("_nodes", "_rows", "outline")
+    __slots__ = ("_nodes", "_rows", "outline", "worst")
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.outline: Document = {
             key: value for key, value in document.items() if key not in _ROWS + _NODES
         }
         """The document without those rows."""
+        self.worst = worst_of(document)
         self._rows, self._nodes = _packed(document, _ROWS), _packed(document, _NODES)
 
     def whole(self) -> Document:
@@ -47,6 +48,23 @@ class KeptDocument:
     def without_pods(self) -> Document:
         """Return the document without the rows of pods, and of the figures of nodes."""
         return {**self.outline, **_unpacked(self._nodes)}
+
+
+class WorstPod(NamedTuple):
+    """The pod in a status that people look at first, and its verdict."""
+
+    node: object
+    name: object
+    bottleneck: object
+
+
+def worst_of(document: Mapping[str, Any]) -> WorstPod | None:
+    """Return the first pod of a document; None without one, or if its row is corrupt."""
+    try:
+        row = document["pods"][0]
+        return WorstPod(row["node"], row["name"], row["verdict"]["bottleneck"])
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _packed(document: Mapping[str, Any], keys: Collection[str]) -> bytes:

@@ -31,9 +31,11 @@ from latencyprobe_operator.probes.document import (
     MAX_BYTES,
     Document,
     KeptDocument,
+    WorstPod,
     merge_patch,
     size_bytes,
     turning_points,
+    worst_of,
 )
 from latencyprobe_operator.probes.facts import PodFacts
 from latencyprobe_operator.probes.refused_rows import without_refused, without_rows
@@ -134,7 +136,8 @@ class StatusWriter:
         if self._rows.are_written(pods):
             return True
         least = self._rows.least_bytes(pods)
-        return not least or self._budget.has(least)
+        kept_free = _kept_free(self._kept.worst, _worst_of_facts(pods))
+        return not least or self._budget.has(least + kept_free)
 
     def worth_writing(self, document: Document, *, is_whole: bool = True) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
@@ -175,7 +178,8 @@ class StatusWriter:
         patch without rows of pods leaves room for those, or is within a part of the budget.
         """
         if patch.content.keys() & set(HEAVY):
-            return self._budget.has(patch.size)
+            kept_free = _kept_free(self._kept.worst, worst_of(patch.document))
+            return self._budget.has(patch.size + kept_free)
         return self._light_budget.has(patch.size) or self._budget.has(patch.size + MAX_BYTES)
 
     def _patch_to(self, document: Document, previous: Document | None = None) -> _Patch:
@@ -285,6 +289,21 @@ class StatusWriter:
             interval_s=_FAILURE_LOG_S,
         )
         return delay_s
+
+
+def _kept_free(before: WorstPod | None, after: WorstPod | None) -> int:
+    """Return the bytes that rows with the same worst pod as before leave for those with another.
+
+    People look at the worst pod first. So noise of the others must not take the bytes for it.
+    """
+    return MAX_BYTES if before == after else 0
+
+
+def _worst_of_facts(pods: Sequence[PodFacts]) -> WorstPod | None:
+    """Return the worst of these pods, as `worst_of` does from their rows."""
+    for pod in pods:
+        return WorstPod(pod.node, pod.name, str(pod.report.verdict.bottleneck))
+    return None
 
 
 def _clock() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from latencyprobe.domain.measurement import (
     StageMeasurement,
 )
 from latencyprobe.domain.report import report_on
+from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.probes.facts import NodeFacts, PodFacts, ProbeFacts
 from tools.fakes.samples import probe_spec
@@ -27,6 +29,14 @@ SLOW_READER = Measurement(
         "rx.total": StageMeasurement(Histogram.of([10_000_000] * 200)),
     }
 )
+
+
+def noisy(chance: random.Random, spread: float = 0.5) -> Measurement:
+    """The figures of an interval, of all stages, that differ from the last by about this."""
+    scale = 10**6 * chance.lognormvariate(0, spread)
+    histogram = Histogram.of([round(scale * (1 + n / 50)) for n in range(20)])
+    stages = {stage.name: StageMeasurement(histogram) for stage in stages_of(DEFAULT_MODULES)}
+    return Measurement(stages, {"retransmits": chance.randrange(100)})
 
 
 def facts(**parts: Any) -> ProbeFacts:

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement
-from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
+from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import PodFacts, ProbeFacts
 from latencyprobe_operator.probes.row_bytes import RowBytes
 from tests.unit.operator_.probe_world import World, report, running, take
-from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
+from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed, noisy
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.samples import pod, probe_body, target_id
 
@@ -43,10 +41,7 @@ def noise() -> Iterator[Measurement]:
     """Figures of an interval, of all stages, that have news each time."""
     chance = random.Random(7)
     while True:
-        scale = 10**6 * chance.lognormvariate(0, 0.5)
-        histogram = Histogram.of([round(scale * (1 + n / 50)) for n in range(20)])
-        stages = {stage.name: StageMeasurement(histogram) for stage in stages_of(DEFAULT_MODULES)}
-        yield Measurement(stages, {"retransmits": chance.randrange(100)})
+        yield noisy(chance)
 
 
 async def statuses(intervals: int, **spec: Any) -> list[Document]:

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
@@ -33,7 +32,7 @@ from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_byte
 from latencyprobe_operator.probes.fitting import _fits, fit
 from latencyprobe_operator.probes.status_news import differs, light
 from tests.unit.operator_.probe_world import World, report, running, take
-from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
+from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed, noisy
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.samples import pod, probe_body, target_id
 
@@ -206,20 +205,12 @@ def test_the_budget_holds_over_an_hour_from_any_moment() -> None:
 CHANCE = random.Random(7)
 
 
-def noisy(spread: float) -> Measurement:
-    """The figures of an interval, of all stages, that differ from the last by about this."""
-    scale = 10**6 * CHANCE.lognormvariate(0, spread)
-    histogram = Histogram.of([round(scale * (1 + n / 50)) for n in range(20)])
-    stages = {stage.name: StageMeasurement(histogram) for stage in stages_of(DEFAULT_MODULES)}
-    return Measurement(stages, {"retransmits": CHANCE.randrange(100)})
-
-
 async def test_noisy_figures_take_64_kib_a_minute_at_most(world: World) -> None:
     names = [f"pod-{number}" for number in range(20)]
     async with running(world, probe_body()) as probe:
         world.show(*map(pod, names))
         for _ in range(360):
-            windows = {target_id(name): noisy(0.5) for name in names}
+            windows = {target_id(name): noisy(CHANCE) for name in names}
             take(probe, "node-a", report(windows), fresh=True)
             await asyncio.sleep(10)
 
@@ -260,7 +251,7 @@ class Flapping(World):
 async def test_an_agent_that_flaps_takes_neither_bytes_nor_other_nodes_rows() -> None:
     world = Flapping()
     names = [f"pod-{number}" for number in range(3)]
-    windows = [{target_id(name): noisy(0.5) for name in names} for _ in range(5)]
+    windows = [{target_id(name): noisy(CHANCE) for name in names} for _ in range(5)]
     async with running(world, probe_body(interval="1s")) as probe:
         world.show(*map(pod, names), pod("evil", node="node-b"))
         rows = []
@@ -275,7 +266,7 @@ async def test_an_agent_that_flaps_takes_neither_bytes_nor_other_nodes_rows() ->
 
 
 async def test_quiet_figures_cost_a_sign_of_life_a_minute(world: World) -> None:
-    figures = noisy(0)
+    figures = noisy(CHANCE, spread=0)
     async with running(world, probe_body()) as probe:
         world.show(pod("a"))
         writes, size = 0, 0

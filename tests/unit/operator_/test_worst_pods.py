@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,11 +25,12 @@ from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import PodStatus
 from latencyprobe_operator.model import Pod, read_pod
 from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
+from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE
 from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.summaries import NodeScore
 from tests.unit.operator_.probe_world import World, report, running
-from tests.unit.operator_.status_facts import SLOW_READER
+from tests.unit.operator_.status_facts import SLOW_READER, noisy
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.agent import measurement
 from tools.fakes.samples import pod, pod_body, probe_body, target_id
@@ -43,8 +45,9 @@ MAX_PODS = 5
 class Cluster(World):
     """Nodes whose agents keep windows, and answer choices at once."""
 
-    def __init__(self, nodes: int, pods_of_a_node: int = 3) -> None:
+    def __init__(self, nodes: int, pods_of_a_node: int = 3, *, max_pods: int = MAX_PODS) -> None:
         super().__init__()
+        self.max_pods = max_pods
         self.pods = {
             f"node-{node:03}": [f"pod-{node:03}-{number}" for number in range(pods_of_a_node)]
             for node in range(nodes)
@@ -65,7 +68,7 @@ class Cluster(World):
     @asynccontextmanager
     async def running(self, **body: Any) -> AsyncIterator[None]:
         """Run the probe over all pods."""
-        whole = probe_body(interval=f"{INTERVAL_S}s", report={"maxPods": MAX_PODS})
+        whole = probe_body(interval=f"{INTERVAL_S}s", report={"maxPods": self.max_pods})
         async with running(self, {**whole, **body}) as self.probe:
             self.show_all()
             yield
@@ -152,6 +155,30 @@ async def test_the_worst_pod_is_found_wherever_it_goes() -> None:
             assert cluster.listed[0] == worst
             assert len(cluster.listed) == MAX_PODS
             assert cluster.status["omittedPods"] == 60 - MAX_PODS
+
+
+@pytest.mark.parametrize("minutes", [5, pytest.param(60, marks=pytest.mark.thorough)])
+async def test_the_worst_pod_is_found_while_figures_take_all_bytes(minutes: int) -> None:
+    cluster, chance = Cluster(nodes=30, pods_of_a_node=1, max_pods=20), random.Random(7)
+    figures = [noisy(chance) for _ in range(50)]
+
+    async def interval(worst: str) -> None:
+        noise = {name: chance.choice(figures) for name in cluster.names}
+        cluster.slow = {**noise, worst: SLOW_READER}
+        await cluster.interval()
+
+    async with cluster.running():
+        for _ in range(minutes * 60 // INTERVAL_S):
+            await interval("pod-003-0")
+        assert cluster.listed[0] == "pod-003-0"
+        written = cluster.written_bytes
+        assert written > BYTES_PER_MINUTE * minutes, "there was more than may be written"
+        for node in (17, 4):
+            worst = f"pod-{node:03}-0"
+            for _ in range(2):
+                await interval(worst)
+            assert cluster.listed[0] == worst
+        assert cluster.written_bytes <= BURST_BYTES + BYTES_PER_MINUTE * (minutes + 1)
 
 
 async def test_every_pod_of_a_large_cluster_turns_bad_at_once() -> None:
