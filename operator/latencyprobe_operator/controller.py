@@ -119,7 +119,7 @@ class Controller:
     async def close(self) -> None:
         """Disconnect; the agents go on until their lease ends.
 
-        Without links, nodes look as if no agent ran there: no status of that is written.
+        Without links, no node seems to have an agent: no status of that is written.
         """
         for probe in self._probes.values():
             probe.freeze()
