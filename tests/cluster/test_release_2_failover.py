@@ -1,6 +1,7 @@
 """The leading operator is killed, frozen, or cut off: the other one leads, and nothing is detached.
 
-Each test prints what happened when, in seconds since the leader was gone.
+Each test prints what happened when, in seconds since the leader was gone. The times between two
+leaders are the Lease's own: both operators run on this machine, by one clock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -26,6 +28,10 @@ Json = dict[str, Any]
 
 # Ten times what it takes.
 DEADLINE_S = 200
+# A standby reads the Lease every 2 s, and takes it once it has not changed for 15 s.
+LONGEST_FAILOVER_S = 20
+# One that was released is taken at the next reading.
+LONGEST_HANDOVER_S = 10
 TABLE = "latencyprobe_test"
 
 
@@ -47,8 +53,13 @@ class Failover:
         """Add a line to the transcript."""
         self.notes.append((time.monotonic() if at is None else at, text))
 
-    def lose_leader(self, how: str, lose: Callable[[], None]) -> None:
-        """Have the leader gone while it writes statuses; wait until the other one has its first."""
+    def lose_leader(
+        self, how: str, lose: Callable[[], None], *, longest_s: float = LONGEST_FAILOVER_S
+    ) -> None:
+        """Have the leader gone while it writes statuses; wait until the other one has its first.
+
+        `longest_s`: from the old leader's last renewal until the other one has the Lease.
+        """
         began = time.monotonic()
         self._wait("a status of the leader", lambda: self.statuses.since(began))
         lose()
@@ -58,6 +69,9 @@ class Failover:
         last = self.statuses.before(taken.at)[-1]
         self.note(f"last status before the other leads, of reports until {last.fields[1]}", last.at)
         self.note(f"{taken.fields[0]} leads, term {int(taken.fields[1]) + 1}", taken.at)
+        without_s = self._without_leader_s(taken)
+        self.note(f"the Lease was taken {without_s:.1f} s after its last renewal", taken.at)
+        assert 0 < without_s < longest_s
         first = self._wait("a status of the new leader", lambda: self._reported_after(taken))
         self.note(f"first status of the new leader, of reports until {first.fields[1]}", first.at)
         assert self.release.program_ids() == self.attached
@@ -85,8 +99,9 @@ class Failover:
         """Check the whole course of events, and print it."""
         self.shop.wait_until_both_nodes_report()
         assert self.release.program_ids() == self.attached
-        ready = [line.fields[2] for line in self.statuses.since(self.gone_at)]
-        self.note(f"both nodes report; Ready was {', '.join(sorted(set(ready)))} all the time")
+        ready = {line.fields[2] for line in self.statuses.since(self.gone_at)}
+        self.note(f"both nodes report; Ready was {', '.join(sorted(ready))} all the time")
+        assert ready == {"Measuring"}
         reported = [line.fields[1] for line in self.statuses.lines]
         assert reported == sorted(reported), "an older status was written over a newer one"
         terms = [int(line.fields[1]) for line in self.leases.lines]
@@ -102,6 +117,14 @@ class Failover:
             if line.fields[0] not in ("", self.holder)
         )
         return next(taken, None)
+
+    def _without_leader_s(self, taken: Line) -> float:
+        """The time from the old leader's last renewal until the other one had the Lease."""
+        renewals = [
+            line.fields[3] for line in self.leases.before(taken.at) if line.fields[0] == self.holder
+        ]
+        acquired = datetime.fromisoformat(taken.fields[2])
+        return (acquired - datetime.fromisoformat(renewals[-1])).total_seconds()
 
     def _reported_after(self, taken: Line) -> Line | None:
         last = self.statuses.before(taken.at)[-1]
@@ -133,7 +156,8 @@ def failover(shop: Shop) -> Iterator[Failover]:
     cluster = shop.cluster
     ready = '.status.conditions[?(@.type=="Ready")].reason'
     probe = (LIVE, shop.namespace, ".metadata.resourceVersion", ".status.lastReportTime", ready)
-    lease = (LEASE, NAMESPACE, ".spec.holderIdentity", ".spec.leaseTransitions")
+    fields = ("holderIdentity", "leaseTransitions", "acquireTime", "renewTime")
+    lease = (LEASE, NAMESPACE, *(f".spec.{field}" for field in fields))
     with (
         watching(cluster, "latencyprobe", *probe) as statuses,
         watching(cluster, "lease", *lease) as leases,
@@ -155,7 +179,9 @@ def test_another_operator_leads_after_the_leader_is_killed(failover: Failover) -
 
 def test_a_leader_that_ends_hands_over_at_once(failover: Failover) -> None:
     failover.lose_leader(
-        "SIGTERM", lambda: _send(failover.release, failover.leader, signal.SIGTERM)
+        "SIGTERM",
+        lambda: _send(failover.release, failover.leader, signal.SIGTERM),
+        longest_s=LONGEST_HANDOVER_S,
     )
 
     failover.old_leader_is_standby()
