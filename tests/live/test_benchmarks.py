@@ -55,6 +55,9 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
     assert traffic["status_writes"] > 0
     # three times as many in an interval, which is longer than it should be on a busy machine
     assert 0 < traffic["all_bad_pods_in_full"] <= 6 * MAX_PODS * figures["probes"]
+    # of the event loop's thread alone: it does not grow while other processes run
+    longest_ms = SETTINGS[cluster].target.blocked_ms
+    assert 0 < figures["processor"]["blocked_cpu_ms"] <= longest_ms
 
 
 @pytest.mark.thorough
