@@ -59,6 +59,8 @@ class AgentView:
     """The agent's version, as it states it."""
     stopped_modules: tuple[Module, ...] = ()
     """The modules that the budget of its node has no room for."""
+    unknown: tuple[str, ...] = ()
+    """Names of covered stages and counters that this operator does not know."""
 
     def statuses_of(
         self, probe_uid: str, targets: Sequence[ContainerTarget]
@@ -128,5 +130,7 @@ class ReportedProbe:
     """Pods in full."""
     corruption: str | None = None
     """The contradiction in the summary or the pods, which are left out; None: they are sound."""
+    unknown: tuple[str, ...] = ()
+    """Names of stages and causes that this operator does not know; the summary lacks them."""
     span: Span = Span()
     source: ReportSource = UNKNOWN_SOURCE

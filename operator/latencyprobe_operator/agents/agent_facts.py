@@ -36,6 +36,7 @@ class AgentFacts:
         "cpu_percent",
         "instance_id",
         "stopped_modules",
+        "unknown",
         "version",
     )
 
@@ -45,6 +46,7 @@ class AgentFacts:
         self.coverage: Mapping[str, StageCoverage] = {}
         self.cpu_percent: float | None = None
         self.stopped_modules: tuple[Module, ...] = ()
+        self.unknown: tuple[str, ...] = ()
         self._misreports = misreports
         self._applied: DesiredNodeState = NO_STATE
         self._others: dict[str, dict[str, TargetStatus]] = {}
@@ -107,4 +109,5 @@ class AgentFacts:
             self.cpu_percent,
             self.version,
             self.stopped_modules,
+            self.unknown,
         )

@@ -57,6 +57,7 @@ _STATE_BYTES = 64
 # Of an agent's message, hook or reason.
 MAX_TEXT_LENGTH = 400
 _COVERED = frozenset({*BY_NAME, *counters_of(Module)})
+_COVERING = frozenset({pb.StageCoverage.ACTIVE, pb.StageCoverage.PARTIAL})
 # Taking this many in takes some 20 ms; then other agents have their turn.
 _SLICE_TARGETS = 16
 _NOT_ENCODABLE = (ValueError, TypeError, OverflowError)
@@ -284,7 +285,7 @@ def _duration(seconds: float) -> Duration:
 
 def instance_of(message: pb.NodeInfo | pb.Report) -> str:
     """Return the instance of the agent that sent this message."""
-    return _name(message.instance_id)
+    return name_of(message.instance_id)
 
 
 def coverage_of(messages: Sequence[pb.StageCoverage]) -> Mapping[str, StageCoverage]:
@@ -309,6 +310,22 @@ def coverage_of(messages: Sequence[pb.StageCoverage]) -> Mapping[str, StageCover
             for message in messages
             if message.name in _COVERED
         )
+    )
+
+
+def unknown_coverage(
+    messages: Sequence[pb.StageCoverage], known: Mapping[str, StageCoverage]
+) -> tuple[str, ...]:
+    """Return the names of covered stages and counters that are unknown here.
+
+    `known`: the coverage in the same messages, as from `coverage_of`.
+    """
+    if len(known) == len(messages):
+        return ()
+    return tuple(
+        name_of(message.name)
+        for message in messages
+        if message.name not in _COVERED and message.state in _COVERING
     )
 
 
@@ -415,7 +432,7 @@ def _reported_target(message: pb.TargetReport) -> ReportedTarget:
         id=target_id,
         status=status,
         measurement=replace(_printable_measurement(measured), pending=pending or None, peers=peers),
-        unknown_stages=tuple(_name(s.name) for s in message.stages if s.name not in BY_NAME),
+        unknown_stages=tuple(name_of(s.name) for s in message.stages if s.name not in BY_NAME),
     )
 
 
@@ -443,7 +460,7 @@ def _printable_node(node: NodeMeasurement) -> NodeMeasurement:
         return NodeMeasurement(node.stages, counters)
     stages: dict[NodeStage, StageMeasurement] = {}
     for stage, measured in node.stages.items():
-        short = NodeStage(stage.name, _name(stage.detail))
+        short = NodeStage(stage.name, name_of(stage.detail))
         stages[short] = stages[short] + measured if short in stages else measured
     return NodeMeasurement(stages, counters)
 
@@ -453,5 +470,6 @@ def text_of(text: str) -> str:
     return bounded(text, MAX_TEXT_LENGTH)
 
 
-def _name(name: str) -> str:
+def name_of(name: str) -> str:
+    """Return a name of an agent, printable and not too long."""
     return bounded(name, MAX_NAME_LENGTH)

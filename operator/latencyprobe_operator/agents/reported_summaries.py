@@ -12,14 +12,16 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.fairness import MAX_SUMMARISED_PODS, TargetName
+from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe.protocol.limits import check_length, check_moment
 from latencyprobe.protocol.measurements import CorruptMessageError
 from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods, FindPod
-from latencyprobe_operator.agents.messages import target_status, text_of, with_node
+from latencyprobe_operator.agents.messages import name_of, target_status, text_of, with_node
 from latencyprobe_operator.observed_state import (
     UNKNOWN_SOURCE,
     ReportedProbe,
@@ -27,6 +29,8 @@ from latencyprobe_operator.observed_state import (
     ReportSource,
     Span,
 )
+
+_CAUSES = frozenset(map(str, Bottleneck))
 
 
 def is_summary(message: pb.ProbeReport) -> bool:
@@ -74,6 +78,7 @@ def reported_summary(
         pods=in_full,
         targets=targets,
         unasked=unasked + len(statuses) - len(targets),
+        unknown=_unknown(message.summary, summary) if summary else (),
     )
     if summary is None or not message.HasField("node"):
         return report
@@ -90,6 +95,14 @@ def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
             f"{summary.pods} pods, but at most {MAX_SUMMARISED_PODS} are allowed",
         )
     return summary
+
+
+def _unknown(message: pb.ProbeSummary, summary: ProbeSummary) -> tuple[str, ...]:
+    """Return the names of a newer agent's stages and causes, which the summary lacks."""
+    names = {name for name in (*message.verdicts, *message.waiting_ns) if name not in _CAUSES}
+    if len(summary.merged.stages) < len(message.stages):
+        names |= {stage.name for stage in message.stages if stage.name not in BY_NAME}
+    return tuple(sorted(map(name_of, names)))
 
 
 def _asked_for(

@@ -43,6 +43,7 @@ from latencyprobe_operator.agents.messages import (
     reported_probe,
     slices,
     targets_by_probe,
+    unknown_coverage,
 )
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.news import PacedNews
@@ -386,8 +387,10 @@ class AgentSession:
         except CorruptMessageError as error:
             self._misreports.note_corrupt(str(error))
             return False
-        before, self._facts.coverage = self._facts.coverage, coverage
-        return coverage != before
+        before = self._facts.coverage, self._facts.unknown
+        self._facts.coverage = coverage
+        self._facts.unknown = unknown_coverage(messages, coverage)
+        return (self._facts.coverage, self._facts.unknown) != before
 
 
 def describe(error: aio.AioRpcError) -> str:

@@ -36,6 +36,7 @@ class Top:
 
     It is 0 while the cluster has no more pods than that. `min_score`: the score that nodes are
     asked for, a little below the threshold. `asked`: the numbers of pods that nodes are asked for.
+    `skewed`: the nodes whose agents make scores of another version.
     """
 
     threshold: int
@@ -43,6 +44,7 @@ class Top:
     pods: tuple[NodeScore, ...] = ()
     min_score: int = 0
     asked: Mapping[str, int] = field(default_factory=dict)
+    skewed: Collection[str] = ()
 
 
 NO_TOP = Top(0, {})
@@ -53,19 +55,25 @@ def top_of(
     most: int,
     before: Top = NO_TOP,
     nodes: Collection[str] = (),
+    skewed: Collection[str] = (),
 ) -> Top:
     """Return the worst of these, at most this number; equal scores by UID.
 
     A new choice is a message to a node. So these nodes are asked for as much as before, if it is a
     little more than they have.
+
+    Scores of `skewed` nodes are known of their pods in full alone. So each of these is asked for
+    one pod, as long as there is room.
     """
     worst = tuple(heapq.nlargest(most, scores))
     threshold = worst[-1].place.score if worst and len(worst) == most else 0
     by_node = Counter(each.node for each in worst)
     room = _MOST_TIMES * most - len(worst) - _spare(len(nodes), most) * len(nodes)
+    of_skewed = _asked(by_node, {node: 1 for node in nodes if node in skewed}, room)
+    room -= sum(of_skewed.values()) - len(worst)
     asked_before = {node: before.asked[node] for node in nodes if node in before.asked}
-    asked = _asked(by_node, asked_before, room)
-    return Top(threshold, by_node, worst, _min_score(threshold, before.min_score), asked)
+    asked = _asked(of_skewed, asked_before, room)
+    return Top(threshold, by_node, worst, _min_score(threshold, before.min_score), asked, skewed)
 
 
 def _asked(by_node: Mapping[str, int], before: Mapping[str, int], room: int) -> Mapping[str, int]:
@@ -111,7 +119,9 @@ def choice_of(node: str, top: Top | None, *, pods: int, nodes: int, max_pods: in
     if top is None:
         return NO_PODS
     most = top.asked.get(node, 0) + _spare(nodes, max_pods)
-    return PodChoice(most, top.min_score) if most else NO_PODS
+    # The agent compares the limit with scores of its own version.
+    min_score = 0 if node in top.skewed else top.min_score
+    return PodChoice(most, min_score) if most else NO_PODS
 
 
 def _score(row: Mapping[str, Any]) -> int:

@@ -26,6 +26,7 @@ from latencyprobe_operator.probes.naming import Naming
 from latencyprobe_operator.probes.nodes import node_facts
 from latencyprobe_operator.probes.objectives import ObjectivesWatch
 from latencyprobe_operator.probes.selected_pods import SelectedPods
+from latencyprobe_operator.probes.skew import skew_of_names
 from latencyprobe_operator.probes.staleness import patience_s
 from latencyprobe_operator.probes.status import MAX_CONTEXTS
 from latencyprobe_operator.probes.summaries import NodePod
@@ -168,10 +169,12 @@ class FactsGatherer:
                 f"{name} keeps no window: its figures cover one interval of "
                 f"{spec.interval_s:g} s; upgrade it"
             )
-        if skew := summaries.skew_of(node):
-            return f"{name} {skew}"
-        unobserved = summaries.unobserved(node, spec.window_s)
-        return str(unobserved) if unobserved else ""
+        unknown = {*summaries.unknown_of(node), *agent.unknown}
+        skews = filter(None, (summaries.skew_of(node), skew_of_names(unknown)))
+        lacking = [f"{name} {skew}" for skew in skews]
+        if unobserved := summaries.unobserved(node, spec.window_s):
+            lacking.append(str(unobserved))
+        return "; ".join(lacking)
 
     def _pod_facts(self, listed: NodePod) -> PodFacts:
         node, pod = listed

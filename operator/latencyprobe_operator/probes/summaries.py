@@ -22,9 +22,10 @@ from latencyprobe.domain.measurement import (
     largest_counters,
 )
 from latencyprobe.domain.packed_stages import PackedStages, pack
-from latencyprobe.domain.score import SCORE_VERSION, score_of
+from latencyprobe.domain.score import score_of
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.skew import skew_of_scores
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
 from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
 
@@ -67,6 +68,7 @@ class _NodeFigures:
     of garbage."""
     in_full: dict[str, PodReport] = field(default_factory=dict)
     skew: str = ""
+    unknown: tuple[str, ...] = ()
     keeps_window: bool = True
     observed: ObservedTime = field(default_factory=ObservedTime)
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -103,10 +105,9 @@ class NodeSummaries:
         figures.merged = packed(summary.merged)
         figures.measured = summary.pods
         figures.keeps_window = keeps_window
-        comparable = summary.score_version == SCORE_VERSION
-        figures.skew = "" if comparable else _skew(summary.score_version)
-        pods = report.pods if comparable else _scored_here(report.pods)
-        scores = summary.scores if comparable else [pod.place for pod in pods]
+        figures.skew, figures.unknown = skew_of_scores(summary.score_version), report.unknown
+        pods = _scored_here(report.pods) if figures.skew else report.pods
+        scores = [pod.place for pod in pods] if figures.skew else summary.scores
         figures.scores = array("Q", [each.score for each in scores])
         figures.scored = tuple(each.pod_uid for each in scores)
         figures.in_full = {pod.pod_uid: pod for pod in pods}
@@ -194,6 +195,16 @@ class NodeSummaries:
         figures = self._nodes.get(node)
         return figures.skew if figures else ""
 
+    @property
+    def skewed(self) -> Collection[str]:
+        """The nodes whose scores cannot be compared."""
+        return {node for node, figures in self._nodes.items() if figures.skew}
+
+    def unknown_of(self, node: str) -> Collection[str]:
+        """Return the names of stages and causes of this node that this operator does not know."""
+        figures = self._nodes.get(node)
+        return figures.unknown if figures else ()
+
     def keeps_window(self, node: str) -> bool:
         """Return False if the node's agent is an older one, without windows."""
         figures = self._nodes.get(node)
@@ -246,10 +257,3 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
 def _scored_here(pods: Iterable[PodReport]) -> list[PodReport]:
     """Return these pods with the scores that this operator's own function gives them."""
     return [replace(pod, score=score_of(pod.report)) for pod in pods]
-
-
-def _skew(version: int) -> str:
-    return (
-        f"makes scores of version {version}, this operator compares those of version "
-        f"{SCORE_VERSION}: only its pods in full are listed; bring both to one version"
-    )

@@ -60,7 +60,8 @@ class WorstPods:
         `nodes`: those with pods, and those that the last pods have left.
         """
         before = self._top or NO_TOP
-        self._top = top_of(summaries.scores(), self.max_pods, before, nodes)
+        skewed = summaries.skewed
+        self._top = top_of(summaries.scores(), self.max_pods, before, nodes, skewed)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
         lacking = set(self._lacking(summaries))

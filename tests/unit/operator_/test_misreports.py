@@ -191,6 +191,25 @@ async def test_only_stages_and_counters_of_the_vocabulary_are_covered(
     assert listening.fleet.view(NODE).coverage.keys() == set(known)
 
 
+async def test_covered_stages_that_are_unknown_are_kept_by_name(listening: Listening) -> None:
+    states = {
+        "rx.new": pb.StageCoverage.ACTIVE,
+        "\x1bnew" + "x" * 100: pb.StageCoverage.PARTIAL,
+        "idle.new": pb.StageCoverage.IDLE,
+        "lost.new": pb.StageCoverage.UNAVAILABLE,
+        "rx.total": pb.StageCoverage.ACTIVE,
+    }
+    for names in (states, ["rx.total"]):
+        before = listening.changes
+        listening.send(
+            pb.Report(coverage=[pb.StageCoverage(name=name, state=states[name]) for name in names])
+        )
+        await until(lambda: listening.changes > before, what=lambda: listening.fleet.view(NODE))  # noqa: B023
+        unknown = listening.fleet.view(NODE).unknown
+        assert len(unknown) == (2 if names is states else 0)
+        assert all(name.isprintable() and len(name) <= 64 for name in unknown)
+
+
 async def test_an_agents_text_is_short_and_printable(listening: Listening) -> None:
     hostile = "\x1b[2J" + "x" * 10_000
     listening.send(

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import PodStatus
 from latencyprobe_operator.model import Pod, read_pod
-from latencyprobe_operator.observed_state import ReportedProbe, ReportSource
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe, ReportSource
 from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE
 from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.probe import Probe
@@ -63,6 +64,7 @@ class Cluster(World):
         self.later: dict[str, pb.WantedPods] = {}
         """Choices that go with the acknowledgement of a node's next report."""
         self.full_reports = 0
+        self.score_version = SCORE_VERSION
         self.probe: Probe | None = None
 
     @asynccontextmanager
@@ -121,9 +123,11 @@ class Cluster(World):
         }
         (asked,) = self.desired.of_node(node) or (None,)
         probe = pb.Probe(pods_in_full=choice_to_proto(asked.pods_in_full)) if asked else None
-        return windows.summarised(
+        message = windows.summarised(
             report(figures), probe=probe, ended={f"uid-{name}" for name in self.ended}
         )
+        message.summary.score_version = self.score_version
+        return message
 
     async def interval(self) -> None:
         """Let all agents report, and the status be written."""
@@ -462,6 +466,77 @@ async def test_scores_of_another_version_are_named_as_version_skew() -> None:
         assert cluster.condition("Covered") == ("True", "FullyCovered")
         await cluster.interval()
         assert cluster.status["nodes"] == []
+
+
+async def test_nodes_that_all_make_scores_of_another_version_list_pods() -> None:
+    cluster = Cluster(nodes=50)
+    cluster.score_version = SCORE_VERSION + 1
+    async with cluster.running():
+        for _ in range(4):
+            before = cluster.full_reports
+            await cluster.interval()
+            assert cluster.full_reports - before <= 3 * MAX_PODS
+        assert len(cluster.listed) == MAX_PODS
+        assert len({choice for choice in cluster.choices.values() if choice.most}) == 1
+        assert sorted({each.min_score for each in cluster.choices.values()}) == [0]
+        assert len(cluster.status["nodes"]) == 50
+
+        cluster.score_version = SCORE_VERSION
+        worst = "pod-049-1"
+        cluster.slow = {worst: SLOW_READER}
+        for _ in range(2):
+            await cluster.interval()
+        assert cluster.listed[0] == worst
+        assert cluster.status["nodes"] == []
+
+
+async def test_a_few_nodes_with_other_scores_list_their_worst_pod() -> None:
+    cluster = Cluster(nodes=50)
+    async with cluster.running():
+        for _ in range(4):
+            for node in cluster.pods:
+                cluster.score_version = SCORE_VERSION + (node == "node-000")
+                cluster.slow = {"pod-000-2": SLOW_READER}
+                cluster.deliver(node, cluster.summarised(node))
+                cluster.hear(node)
+            await asyncio.sleep(INTERVAL_S)
+        assert cluster.listed[0] == "pod-000-2"
+
+
+async def test_stages_and_causes_of_a_newer_agent_are_named_as_version_skew() -> None:
+    cluster = Cluster(nodes=2, pods_of_a_node=1)
+    async with cluster.running():
+        message = cluster.summarised("node-001")
+        for name in ("rx.new", "\x1b[2J"):
+            message.summary.stages.add(name=name, sampling_ratio=1)
+        message.summary.waiting_ns["NewCause"] = 5
+        message.summary.verdicts["NewVerdict"] = 1
+        cluster.deliver("node-000", cluster.summarised("node-000"))
+        cluster.deliver("node-001", message)
+        await asyncio.sleep(INTERVAL_S)
+        (node,) = cluster.status["nodes"]
+        assert (node["name"], node["state"]) == ("node-001", "Partial")
+        assert node["message"].endswith(
+            "measures NewCause, NewVerdict, \\x1b[2J and 1 more, "
+            "which this operator does not know; upgrade the operator"
+        )
+        assert sorted(cluster.listed) == sorted(cluster.names)
+        await cluster.interval()
+        assert cluster.status["nodes"] == []
+
+
+async def test_covered_stages_of_a_newer_agent_are_named_as_version_skew() -> None:
+    class Newer(Cluster):
+        def agent(self, node: str) -> AgentView:
+            return replace(super().agent(node), version="9.0", unknown=("rx.new",))
+
+    cluster = Newer(nodes=1)
+    async with cluster.running():
+        await cluster.interval()
+        (node,) = cluster.status["nodes"]
+        assert node["message"] == (
+            "agent 9.0 measures rx.new, which this operator does not know; upgrade the operator"
+        )
 
 
 async def test_a_gap_between_a_nodes_reports_is_unobserved_until_it_leaves_the_window() -> None:
