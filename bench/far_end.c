@@ -7,7 +7,7 @@
  * Makes the device in the namespace, prints "ready", and answers on every port of every address:
  * each segment with data gets its own bytes back. So a transaction costs one pass of a kernel's TCP
  * in either direction, as on a node whose peer is elsewhere. Nothing is sent again: no packet is
- * lost on the way.
+ * lost between them.
  *
  * IFF_NAPI: packets arrive by a softirq, as they do from a NIC.
  */

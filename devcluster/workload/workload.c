@@ -12,7 +12,7 @@
  * The client keeps one connection to each server, with one request in flight on it, and takes
  * turns between them at R requests a second in all (0: each as soon as the last was answered).
  * With --count it sends exactly N requests to each server, then keeps its connections, idle,
- * unless told to exit. The hosts file is read again every 200 ms: one address a line. A
+ * unless it is to exit. The hosts file is read again every 200 ms: one address a line. A
  * connection that breaks is made again, once every 100 ms at most.
  *
  * `hosts` writes such a file in one step; an image without a shell has nothing else to do it with.
@@ -96,7 +96,7 @@ static void send_promptly(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
-/* Neither end ever has more than one message under way, so a socket buffer always has room. */
+/* Neither end ever has more than one message in flight, so a socket buffer always has room. */
 static bool send_message(int fd, size_t bytes)
 {
 	static const char message[RESPONSE_BYTES];

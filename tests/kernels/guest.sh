@@ -2,7 +2,7 @@
 # Prepares a guest, then runs a program there: guest.sh FOLDER PROGRAM...
 #
 # The guest's root is this machine's file system through a 9p export that caches nothing, so that
-# every start of a program reads it anew. This puts the same files, from a second export that caches
+# every start of a program reads it again. This puts the same files, from a second export that caches
 # (they do not change while it runs), below a layer in memory that can be written.
 set -euo pipefail
 readonly folder=$1 # where the exit status goes; shared with the machine outside

@@ -1,4 +1,7 @@
-"""Names that the code has alike: `_s`, `log`. Neither they nor comments have replaced words."""
+"""Names that the code has alike: `_s`, `log`. Neither they nor comments have replaced words.
+
+That holds for Python, C, the protocol, scripts and settings.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,35 @@ import ast
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.plain_english import replaced_words
-from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, modules
+from tests.unit.plain_english import breaches, replaced_words
+from tests.unit.product_texts import BENCH, DEVCLUSTER, PRODUCT, ROOT, Kind, Text, modules
 
 MODULES = modules(*PRODUCT, *BENCH, *DEVCLUSTER)
 C_SOURCES = sorted((ROOT / "bpf").rglob("*.[ch]"))
+# The protocol, scripts, recipes and settings, and C that is no program of ours in the kernel.
+OTHER_SOURCES = sorted(
+    path
+    for pattern in (
+        "Makefile",
+        "pyproject.toml",
+        ".ci/run",
+        "*/Containerfile",
+        "bench/*.[ch]",
+        "bench/*.bt",
+        "devcluster/**/*.c",
+        "proto/latencyprobe/**/*.proto",
+        "tests/**/*.sh",
+        "tools/setup-*",
+        "tools/sign-*",
+    )
+    for path in ROOT.glob(pattern)
+)
 # Fields that `-o json` and a status show by these names, and a function of the standard library.
 PUBLISHED = frozenset(
     {"duration_seconds", "measured_seconds", "unobserved_seconds", "cert_time_to_seconds"}
@@ -111,6 +133,27 @@ def test_a_comment_is_in_plain_english(module: str) -> None:
 @pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_and_comments_of_c_are_in_plain_english(path: Path) -> None:
     assert list(replaced_in(enumerate(path.read_text().splitlines(), start=1))) == []
+
+
+@pytest.mark.parametrize("path", OTHER_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_other_sources_are_in_plain_english(path: Path) -> None:
+    assert list(replaced_in(enumerate(path.read_text().splitlines(), start=1))) == []
+
+
+def test_other_sources_are_found() -> None:
+    """A file that has moved would leave its text unread, without a failure."""
+    known = ["node_agent.proto", "Containerfile", "guest.sh", "setup-system", "sign-release"]
+
+    assert set(known) <= {path.name for path in OTHER_SOURCES}
+
+
+def test_names_of_contracts_are_in_plain_english() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = [each["name"] for each in settings["tool"]["importlinter"]["contracts"]]
+    texts = [Text(Kind.OTHER, "pyproject.toml", 0, name) for name in names]
+
+    assert len(names) > 20
+    assert {text.text: found for text in texts if (found := list(breaches(text)))} == {}
 
 
 @pytest.mark.parametrize(

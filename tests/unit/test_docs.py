@@ -44,6 +44,7 @@ PAGES = sorted(
         *DOCS.glob("*.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
         HOOKS_PAGE,
+        ROOT / "devcluster/README.md",
         ROOT / "charts/latencyprobe/README.md",
     ]
 )
