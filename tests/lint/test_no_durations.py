@@ -7,13 +7,26 @@ CPU times in percent. A test that is marked `thorough` may have them.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLOCKS = frozenset({"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"})
+CLOCKS = frozenset(
+    {
+        "monotonic",
+        "monotonic_ns",
+        "perf_counter",
+        "perf_counter_ns",
+        "process_time",
+        "time",
+        "time_ns",
+    }
+)
+# asyncio's clock, of a loop by that name or as it is asked for.
+LOOP = re.compile(r"(?:.*\.)?_?loop|asyncio\.get_(?:running|event)_loop\(\)|get_running_loop\(\)")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -85,12 +98,12 @@ def _has_difference(value: ast.expr) -> bool:
 
 
 def _is_clock(value: ast.AST) -> bool:
-    return (
-        isinstance(value, ast.Call)
-        and isinstance(value.func, ast.Attribute)
-        and value.func.attr in CLOCKS
-        and ast.unparse(value.func.value) == "time"
-    )
+    if not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
+        return False
+    owner = ast.unparse(value.func.value)
+    if owner == "time":
+        return value.func.attr in CLOCKS
+    return value.func.attr == "time" and LOOP.fullmatch(owner) is not None
 
 
 def _name(value: ast.AST) -> str | None:
@@ -111,7 +124,14 @@ def _name(value: ast.AST) -> str | None:
         ("def late_s() -> float:\n  return time.monotonic() - due\n assert late_s() < 1", True),
         ("assert engine.overhead().cpu_percent <= BUDGET_PERCENT", True),
         ("assert 1.2 > paid.percent(2)", True),
+        ("assert time.time() - began < 5", True),
+        ("assert time.time_ns() - began < 5_000_000_000", True),
+        ("assert loop.time() - began < 5", True),
+        ("took = asyncio.get_running_loop().time() - began\n assert took < 5", True),
+        ("assert self._loop.time() - began < 5", True),
         ("assert time.monotonic() < deadline, 'a wait'", False),
+        ("assert loop.time() < deadline, 'a wait'", False),
+        ("assert clock.time() - began < 5", False),
         ("took = time.monotonic() - began\n assert reported < took", False),
         ("assert time.monotonic() - began > 0.5", False),
         ("assert overhead.cpu_percent > 0", False),
