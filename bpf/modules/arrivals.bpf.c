@@ -140,10 +140,10 @@ int on_host_ingress(struct __sk_buff *ctx)
 	passage = passage_on_host(seen.packet, &arrival, unwraps(&seen, dev), place.linear);
 	if (passage != THROUGH_HOST) {
 		note_steering_at(seen.config, &arrival, dev);
-		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
+		begin_received(seen.config, seen.cpu, seen.packet, &arrival, passage,
 			       irq_ns_at(seen.cpu, dev));
 	}
-	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, passage);
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS);
 	return TCX_NEXT;
 }
 
@@ -164,9 +164,9 @@ int on_host_egress(struct __sk_buff *ctx)
 	arrival = arrival_of(&seen, skb, &place);
 	if (arrival.content & CONTENT_IS_SEGMENT || is_for_many(skb) || is_sent_by_host(arrival.sk))
 		return TCX_NEXT;
-	begin_received(seen.config, seen.cpu, seen.packet, &arrival, 0);
+	begin_received(seen.config, seen.cpu, seen.packet, &arrival, BESIDE_HOST, 0);
 	seen.packet->softirq_ns = ABSENT;
-	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS, BESIDE_HOST);
+	note_received(seen.cpu, seen.packet, &arrival, HOST_NETNS);
 	return TCX_NEXT;
 }
 
@@ -203,7 +203,7 @@ int on_pod_ingress(struct __sk_buff *ctx)
 	passage = passage_into_pod(&seen, &arrival, skb, dev);
 	if (passage != THROUGH_HOST) {
 		note_steering_at(seen.config, &arrival, dev);
-		begin_received(seen.config, seen.cpu, seen.packet, &arrival,
+		begin_received(seen.config, seen.cpu, seen.packet, &arrival, passage,
 			       irq_ns_at(seen.cpu, dev));
 	}
 	if (passage == LOST_IN_HOST)
@@ -213,10 +213,10 @@ int on_pod_ingress(struct __sk_buff *ctx)
 			seen.packet->first_ns = departed_ns;
 		seen.packet->softirq_ns = ABSENT;
 		seen.packet->irq_ns = 0;
-		passage = BESIDE_HOST;
+		seen.packet->is_lost = 0;
 	}
 	note_datagram(seen.packet, &place);
-	note_received(seen.cpu, seen.packet, &arrival, 0, passage);
+	note_received(seen.cpu, seen.packet, &arrival, 0);
 	count_reception(seen.cpu);
 	return TCX_NEXT;
 }

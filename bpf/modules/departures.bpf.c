@@ -93,7 +93,7 @@ int on_pod_egress(struct __sk_buff *ctx)
 	if (is_sent(packet, departure.identity)) {
 		if (go_on(packet, &departure))
 			return TCX_NEXT;
-		abandon(config, packet);
+		abandon_unseen(config, packet);
 	}
 	if (found->protocol == IPPROTO_TCP)
 		depart_segment(config, found, &departure, packet);

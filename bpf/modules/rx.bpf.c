@@ -27,8 +27,6 @@ static __always_inline u64 reader_waited(volatile struct segment *segment, u64 w
 }
 #endif
 
-#define ENTERED_BITS 12
-
 /*
  * The agent makes it larger on nodes with many CPUs, of 2**RECEIVED_BITS elements: received_bits(),
  * kernel/load/cpus.py. By the skb's address, which leads to two elements, each a cache line. The older one is replaced: a list
@@ -476,21 +474,27 @@ static __always_inline u32 irq_ns_of(struct cpu_context *cpu, struct sk_buff *sk
 	return READ(dev, rtnl_link_ops) || READ(dev, flags) & IFF_LOOPBACK ? 0 : cpu->irq_ns;
 }
 
+/* Few packets wait for another CPU at a time: a thousand for each CPU, net.core.netdev_max_backlog. */
+#define ENTERED_BITS (RECEIVED_BITS - 1)
+
 /* A packet as it came to its first CPU. */
 struct entered {
-	u64 tag; /* the skb's address mixed with the time */
+	u64 tag; /* the skb's address mixed with the time; 0: it was taken */
 	u64 entered_ns;
 	u64 content;
+	u64 replaced;	/* another skb that was here, and was not taken yet; 0: none */
 	u32 softirq_ns; /* as in `received`; 0 outside of a softirq */
 	u32 irq_ns;
 };
-BPF_ARRAY(entered, struct entered, 1 << ENTERED_BITS);
+BPF_ARRAY(entered, struct entered, 1 << (LEAST_RECEIVED_BITS - 1));
 
 /*
  * NULL if that was not seen. With RPS a CPU leaves packets to another one, in whose backlog they wait:
- * netif_receive_skb_internal(), net/core/dev.c. There netif_receive_skb comes only afterwards.
+ * netif_receive_skb_internal(), net/core/dev.c. There netif_receive_skb comes only afterwards. If a
+ * later packet has its place, its wait is not known, and it is lost.
  */
-static __always_inline struct entered *take_entered(struct config *config, struct arrival *arrival)
+static __always_inline struct entered *take_entered(struct config *config, struct arrival *arrival,
+						    struct received *packet)
 {
 	u32 index = place_of(arrival->identity, ENTERED_BITS);
 	struct entered *found;
@@ -498,8 +502,14 @@ static __always_inline struct entered *take_entered(struct config *config, struc
 	if (!config->obstacles[OBSTACLE_STEERING])
 		return 0;
 	found = entered.lookup(&index);
-	if (!found || found->tag != (arrival->identity ^ found->entered_ns << 1) ||
-	    found->content != arrival->content || arrival->now - found->entered_ns >= TOO_LONG_NS)
+	if (!found || arrival->now - found->entered_ns >= TOO_LONG_NS)
+		return 0;
+	if (found->replaced == arrival->identity) {
+		found->replaced = 0;
+		packet->is_lost = 1;
+	}
+	if (found->tag != (arrival->identity ^ found->entered_ns << 1) ||
+	    found->content != arrival->content)
 		return 0;
 	found->tag = 0;
 	return found;
@@ -508,11 +518,13 @@ static __always_inline struct entered *take_entered(struct config *config, struc
 /* It is seen here first: all times begin now, or when its first CPU had it. */
 static __always_inline void begin_received(struct config *config, struct cpu_context *cpu,
 					   struct received *packet, struct arrival *arrival,
-					   u32 irq_ns)
+					   enum passage passage, u32 irq_ns)
 {
 	u64 entered_ns = net_rx_entry(cpu);
-	struct entered *first = take_entered(config, arrival);
+	struct entered *first;
 
+	packet->is_lost = passage == LOST_IN_HOST;
+	first = take_entered(config, arrival, packet);
 	packet->first_ns = is_sampled(config) ? arrival->now : 0;
 	packet->softirq_ns = entered_ns ? saturate(arrival->now - entered_ns) : ABSENT;
 	packet->irq_ns = entered_ns ? irq_ns : 0;
@@ -532,7 +544,7 @@ static __always_inline int enter(struct sk_buff *skb)
 	struct config *config = get_config();
 	struct header_place place;
 	struct entered *entry;
-	u64 identity, now, softirq_ns;
+	u64 identity, replaced, now, softirq_ns;
 	u32 index;
 
 	if (!config || !cpu || !find_netns(config, netns_of(READ(skb, dev))))
@@ -549,6 +561,8 @@ static __always_inline int enter(struct sk_buff *skb)
 	softirq_ns = net_rx_entry(cpu);
 	entry->softirq_ns = softirq_ns ? saturate(now - softirq_ns) : 0;
 	entry->irq_ns = softirq_ns ? irq_ns_of(cpu, skb) : 0;
+	replaced = entry->tag ? entry->tag ^ entry->entered_ns << 1 : 0;
+	entry->replaced = replaced == identity ? 0 : replaced;
 	entry->entered_ns = now;
 	entry->content = content_of(&place);
 	entry->tag = identity ^ now << 1;
@@ -594,11 +608,9 @@ static __always_inline void note_steering(struct config *config, struct net_devi
 }
 
 static __always_inline void note_received(struct cpu_context *cpu, struct received *packet,
-					  struct arrival *arrival, u32 netns, enum passage passage)
+					  struct arrival *arrival, u32 netns)
 {
 	packet->netns = netns;
-	if (passage != THROUGH_HOST)
-		packet->is_lost = passage == LOST_IN_HOST;
 	packet->network = arrival->network;
 	packet->content = arrival->content;
 	packet->head = arrival->head;
@@ -691,10 +703,10 @@ int on_netif_receive_skb(u64 *ctx)
 					    place.linear);
 	if (passage != THROUGH_HOST) {
 		note_steering(config, READ(skb, dev));
-		begin_received(config, cpu, packet, &arrival, irq_ns_of(cpu, skb));
+		begin_received(config, cpu, packet, &arrival, passage, irq_ns_of(cpu, skb));
 	}
 	note_datagram(packet, &place);
-	note_received(cpu, packet, &arrival, inum, passage);
+	note_received(cpu, packet, &arrival, inum);
 	if (inum != HOST_NETNS || netns->flags & NETNS_WATCHED)
 		count_reception(cpu);
 	return 0;

@@ -80,6 +80,14 @@ static __always_inline void abandon(struct config *config, struct sent *packet)
 	unmatched_for(config, measured_owners(packet), STAGE_TX_TOTAL, 1);
 }
 
+/* Its address is used again, so it has left the node by no device that was seen. */
+static __always_inline void abandon_unseen(struct config *config, struct sent *packet)
+{
+	if (measured_owners(packet))
+		note_obstacle(config, OBSTACLE_UNSEEN_END);
+	abandon(config, packet);
+}
+
 /* A packet that a device is given to transmit. `sk`: the sender's socket, as a number. */
 struct departure {
 	u64 identity;
@@ -411,7 +419,7 @@ int on_net_dev_queue(u64 *ctx)
 
 		if (go_on(packet, &departure))
 			return 0;
-		abandon(config, packet);
+		abandon_unseen(config, packet);
 	}
 	if (netns->flags & NETNS_WATCHED && !(inum == HOST_NETNS && READ(skb, skb_iif)))
 		queue_own(config, skb, packet, inum);

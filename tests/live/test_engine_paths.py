@@ -145,6 +145,9 @@ async def test_packets_to_a_process_of_the_node_are_unmatched_and_never_samples(
     samples, missing = account_for(take(engine, CLIENT), "tx.total")
     assert samples == 0
     assert 100 < missing <= 200  # seen as missing once the address is used again
+    (whole,) = (each for each in engine.coverage if each.name == "tx.total")
+    assert "a process of the node receives them" in whole.reason
+    assert whole.state is CoverageState.ACTIVE
 
 
 async def test_a_target_in_the_hosts_own_namespace_has_no_host_stage(

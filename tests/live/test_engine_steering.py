@@ -16,6 +16,7 @@ import pytest
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import Module
+from latencyprobe_agent.kernel.load import loading
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.device_programs import use_on_devices
 from tests.live.measuring import (
@@ -33,6 +34,7 @@ from tests.live.truth import Durations, Moment
 
 Start = Callable[..., KernelEngine]
 STEERED = 40
+BURSTS = 5
 ARRIVAL = {False: "netif_receive_skb", True: "tcx/ingress"}
 
 pytestmark = [pytest.mark.unscoped, pytest.mark.shared_programs]
@@ -142,6 +144,42 @@ async def test_the_wait_for_the_cpu_that_a_nic_steers_to_is_found_in_rx_softirq(
             took = await sent_to_a_busy_cpu(cpu, send, read_at_once)
         received = engine.read()[SERVER]
     assert_waits_are_in(received, "rx.softirq", "rx.host", took)
+
+
+@ON_DEVICES
+async def test_packets_whose_place_another_steered_one_takes_are_lost_and_never_too_short(
+    start_engine: Start, monkeypatch: pytest.MonkeyPatch, *, on_devices: bool
+) -> None:
+    monkeypatch.setattr(loading, "received_bits", lambda cpus: 3)
+    cpu, *_ = sorted(os.sched_getaffinity(0))
+    with pods_on_bridge(2) as (host, (client, server)), nic(host) as device:
+        steer(host, "nic0", cpu)
+        engine = await watched(start_engine, host, client, server, on_devices=on_devices)
+        with udp_socket(server.namespace, server.address, PORT) as reading:
+
+            def send_one() -> None:
+                device.send(server.address, b"d")
+                until_read(reading.recv)
+
+            await until_steering_is_seen(engine, send_one)
+            engine.read()
+            least_ns: list[int] = []
+            with without_softirqs(cpu), away_from(cpu):
+                for _ in range(BURSTS):
+                    await asyncio.sleep(0.003)
+                    sent = [
+                        Moment.of(lambda: device.send(server.address, b"d")) for _ in range(STEERED)
+                    ]
+                    read = [until_read(reading.recv) for _ in range(STEERED)]
+                    least_ns += (
+                        ended.not_before_ns - began.not_after_ns
+                        for began, ended in zip(sent, read, strict=True)
+                    )
+        received = engine.read()[SERVER]
+    samples, missing = account_for(received, "rx.total")
+    assert received.stage("rx.total").lost > STEERED
+    assert 0 < samples <= samples + missing <= BURSTS * STEERED
+    assert received.stage("rx.total").histogram.min_ns >= min(least_ns)
 
 
 def until_read(receive: Callable[[int, int], bytes]) -> Moment:

@@ -52,8 +52,10 @@ MAX_PROCESSES = 16384
 MAX_FILTER_PORTS = 4096
 # Devices of the host by which packets come to it.
 MAX_HOST_DEVICES = 256
-# The table of packets on their path, by its name, with at least 2**bits elements.
-RECEIVED, LEAST_RECEIVED_BITS, MOST_RECEIVED_BITS = "received", 12, 16
+# The tables of packets on their path, with at least 2**bits elements: of those that a CPU receives.
+# Half as many are of those that RPS leaves to another one.
+RECEIVED, ENTERED = "received", "entered"
+LEAST_RECEIVED_BITS, MOST_RECEIVED_BITS = 12, 16
 # What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
 # it allocates, 192, 512 and 128 bytes. While packets are traced, they take more.
 MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
@@ -116,6 +118,8 @@ class Obstacle(IntEnum):
     """A kernel that has no account of the time in which a quota kept a CPU from a cgroup."""
     NO_DEPARTURE = 9
     """Packets between pods of the node that no device of the node transmits: see NO_ARRIVAL."""
+    UNSEEN_END = 10
+    """Packets that a process of the node received, or whose drop no hook saw."""
 
 
 NR_OBSTACLES = 16  # with room for more

@@ -402,7 +402,7 @@ _THREADS = {
 }
 _NOT_OF_UDP = (
     "absent for datagrams, whose tx.total begins at the device: no hook of targets alone shows "
-    "when they are sent"
+    "when all of them are sent"
 )
 STAGE_NEEDS: Mapping[str, StageNeeds] = {
     "rx.irq": StageNeeds(

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import (
+    ENTERED,
     RECEIVED,
     RESOLUTIONS,
     RUN_NUMBERS,
@@ -209,7 +210,12 @@ class _Begun:
         cpus = cpu_numbers()
         bits = received_bits(cpus)
         rows = RESOLUTIONS * cpus
-        sizes = {RECEIVED: 1 << bits, RUNS_OF_CPUS: RUNS * rows, RUN_NUMBERS: rows}
+        sizes = {
+            RECEIVED: 1 << bits,
+            ENTERED: 1 << bits - 1,
+            RUNS_OF_CPUS: RUNS * rows,
+            RUN_NUMBERS: rows,
+        }
         self._maps = create_maps(_sized(each, sizes) for each in compiled.maps)
         constants: dict[int, int] = {
             LoadConstant.HOST_NETNS: request.host_netns,

@@ -13,13 +13,13 @@ from latencyprobe_agent.kernel.abi import Obstacle
 class _Effect:
     """The stages that an obstacle takes packets from, and the reason.
 
-    `is_counted`: these packets count as missing. The others have no such stage. `counter`: one that
-    this node cannot count.
+    `is_partial`: it is a fault of the stage that these packets are missing. Otherwise they have no
+    such stage, as on every node. `counter`: one that this node cannot count.
     """
 
     stages: Collection[str]
     reason: str
-    is_counted: bool = True
+    is_partial: bool = True
     counter: str = ""
 
 
@@ -28,12 +28,12 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         ("rx.host", "tx.host"),
         "absent for packets of a pod's device that leads to a network namespace that is not the "
         "node's",
-        is_counted=False,
+        is_partial=False,
     ),
     Obstacle.TUN: _Effect(
         ("rx.host", "tx.host"),
         "absent for packets of a tun device in a pod",
-        is_counted=False,
+        is_partial=False,
     ),
     Obstacle.XDP: _Effect(
         ("rx.host", "rx.total"),
@@ -51,12 +51,18 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         ("rx.host", "rx.stack"),
         "packets that enter a pod without an event on its device (macvlan, bpf_redirect_peer) have "
         "no rx.host, and their path into the pod is in rx.stack",
-        is_counted=False,
+        is_partial=False,
     ),
     Obstacle.NO_DEPARTURE: _Effect(
         ("tx.host", "tx.qdisc", "tx.driver", "tx.total"),
         "packets to another pod of the node are unmatched that no device of the node transmits "
         "(macvlan, bpf_redirect_peer)",
+    ),
+    Obstacle.UNSEEN_END: _Effect(
+        ("tx.host", "tx.total"),
+        "packets are unmatched that leave the node by no device: a process of the node receives "
+        "them (a kubelet that probes the pod), or they are dropped",
+        is_partial=False,
     ),
     Obstacle.MPTCP: _Effect(
         ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
@@ -95,5 +101,5 @@ def _affected(stage: StageCoverage, effect: _Effect, detail: str) -> StageCovera
     if stage.name not in effect.stages or stage.state not in MEASURED:
         return stage
     reason = f"{effect.reason} ({detail})" if detail else effect.reason
-    state = CoverageState.PARTIAL if effect.is_counted else stage.state
+    state = CoverageState.PARTIAL if effect.is_partial else stage.state
     return stage.also(reason, state)
