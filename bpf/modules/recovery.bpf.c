@@ -146,15 +146,17 @@ static __always_inline void end_recovery(struct config *config, struct socket_st
 	state->recovering = SEGMENTS_AFTER;
 }
 
-/* What the peer had already, as it says (RFC 2883): tcp_dsack_seen(), net/ipv4/tcp_input.c, 4.20+ */
+/*
+ * What the peer had already, as it says (RFC 2883): tcp_dsack_seen(), net/ipv4/tcp_input.c, 4.20+. It says so
+ * once for what was sent again at once, which may be many segments, as tcp_retransmit_skb happens once for it.
+ */
 static __always_inline void note_duplicates(struct config *config, struct socket_state *state,
 					    struct tcp_sock *tp, struct recovery *recovery)
 {
 	u32 duplicates = READ(tp, dsack_dups);
 
 	if (duplicates != recovery->duplicates)
-		add_for(config, state->owners, COUNTER_SPURIOUS_RETRANSMITS,
-			duplicates - recovery->duplicates);
+		count_for(config, state->owners, COUNTER_SPURIOUS_RETRANSMITS);
 	recovery->duplicates = duplicates;
 }
 

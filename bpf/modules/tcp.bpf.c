@@ -540,7 +540,6 @@ struct round_trip {
 	u64 least_us;
 	u64 is_at_once; /* its ACK was not delayed */
 	u64 is_unknown;
-	u64 is_least_unknown;
 };
 
 /* Without a branch, as is_above() and for the same reason. */
@@ -554,7 +553,6 @@ static __always_inline struct round_trip last_round_trip(struct socket_state *st
 	u64 least_us = READ(tp, rtt_min.s[0].v), untrue_us = state->untrue_rtt_us;
 
 	last.is_unknown = is_below_0(-untrue_us) & (is_known ^ 1);
-	last.is_least_unknown = is_equal(untrue_us, least_us);
 	last.least_us = last.us - at_least_0(last.us - least_us);
 	last.is_at_once = is_known & is_equal(state->last_ack, ACK_AT_ONCE) &
 			  is_equal(is_beside, 0);
@@ -574,7 +572,7 @@ static __always_inline void record_round_trip(struct config *config, struct slot
 		return;
 	}
 	record_checked(config, &slot->stages[STAGE_TCP_RTT], last->us * 1000);
-	add_to(slot, COUNTER_RTT_LEAST_NS, last->least_us * 1000 * (last->is_least_unknown ^ 1));
+	add_to(slot, COUNTER_RTT_LEAST_NS, last->least_us * 1000);
 	if (!last->is_at_once)
 		return;
 	add_to(slot, COUNTER_RTT_GROWTH_SAMPLES, 1);

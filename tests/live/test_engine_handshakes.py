@@ -18,7 +18,8 @@ Start = Callable[..., KernelEngine]
 Pair = tuple[Pod, Pod]
 CONNECTIONS = 12
 PAUSE_SECONDS = 0.3
-MS = 1_000_000
+DELAYED_SECONDS = 0.01  # less than ACKs are delayed for
+MS, US = 1_000_000, 1000
 
 pytestmark = [
     pytest.mark.every_kernel,
@@ -30,15 +31,20 @@ pytestmark = [
 ]
 
 
-def ask(client: Pod, listener: socket.socket, pause_seconds: float, times: int) -> None:
+def ask(
+    client: Pod, listener: socket.socket, pause_seconds: float, times: int, between_seconds: float
+) -> None:
     """Connect, pause, and ask so many times; each request acknowledges the answer before."""
     with connect(client.namespace, listener.getsockname()[0]) as asking:
+        if between_seconds:  # its ACKs wait for the next request
+            asking.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         time.sleep(pause_seconds)
         asking.sendall(b"request")
         answering, _ = listener.accept()
         with answering:
             for number in range(times):
                 if number:
+                    time.sleep(between_seconds)
                     asking.sendall(b"request")
                 read_all(answering, 7)
                 answering.sendall(b"answer")
@@ -46,7 +52,14 @@ def ask(client: Pod, listener: socket.socket, pause_seconds: float, times: int) 
 
 
 async def handshakes(
-    start: Start, pair: Pair, *, typed: bool, is_deferred: bool = False, times: int = 3
+    start: Start,
+    pair: Pair,
+    *,
+    typed: bool,
+    is_deferred: bool = False,
+    pause_seconds: float = 0,
+    times: int = 3,
+    between_seconds: float = 0,
 ) -> Measurement:
     client, server = pair
     engine = await watch(start, client, server, typed=typed)
@@ -55,7 +68,7 @@ async def handshakes(
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 10)
         engine.read()
         for _ in range(CONNECTIONS):
-            ask(client, listener, PAUSE_SECONDS if is_deferred else 0, times)
+            ask(client, listener, pause_seconds, times, between_seconds)
     return engine.read()[SERVER]
 
 
@@ -72,13 +85,27 @@ async def test_a_clients_pause_before_its_first_data_is_no_round_trip(
     start_engine: Start, pair: Pair, typed: bool
 ) -> None:
     """With TCP_DEFER_ACCEPT the first request ends the handshake."""
-    measured = await handshakes(start_engine, pair, typed=typed, is_deferred=True)
+    measured = await handshakes(
+        start_engine, pair, typed=typed, is_deferred=True, pause_seconds=PAUSE_SECONDS
+    )
     assert account_for(measured, "tcp.handshake") == (0, CONNECTIONS)
     round_trips = measured.stage("tcp.rtt")
     assert round_trips.unmatched == CONNECTIONS
     assert round_trips.histogram.count >= CONNECTIONS
     assert round_trips.histogram.max_ns < PAUSE_SECONDS * 1000 * MS
     assert measured.counters["rttLeastNs"] <= round_trips.histogram.sum_ns
+
+
+async def test_a_deferred_handshake_without_a_pause_bounds_the_least_round_trip(
+    start_engine: Start, pair: Pair, typed: bool
+) -> None:
+    """The client's later ACKs are delayed, so the kernel has no shorter one."""
+    measured = await handshakes(
+        start_engine, pair, typed=typed, is_deferred=True, between_seconds=DELAYED_SECONDS
+    )
+    samples = measured.stage("tcp.rtt").histogram
+    assert samples.min_ns >= DELAYED_SECONDS * 1000 * MS
+    assert US * samples.count <= measured.counters["rttLeastNs"] < samples.sum_ns
 
 
 async def test_the_time_stamp_of_a_syn_cookie_is_no_round_trip(
