@@ -42,11 +42,11 @@ def server(product: Product) -> str:
     return str(pod["status"]["podIP"])
 
 
-def client(server: str) -> Json:
+def client(server: str, name: str = "client") -> Json:
     """A container that connects in its first millisecond, asks for two seconds, and ends."""
     options = ["--rate", str(RATE), "--count", str(REQUESTS), "--exit-when-done"]
     return {
-        "name": "client",
+        "name": name,
         "image": WORKLOAD_IMAGE,
         "args": ["client", *manifests.PORT, *options, server],
     }
@@ -70,12 +70,17 @@ def job(name: str, namespace: str, pods: int, container: Json) -> Json:
     }
 
 
-def accounts(product: Product, app: str) -> dict[str, Json]:
-    """What each pod says that it has sent, by its name, once all have ended."""
-    names = product.cluster.kubectl(
+def pods_of(product: Product, app: str) -> list[str]:
+    """The names of the pods of an application."""
+    return product.cluster.kubectl(
         *("get", "pods", f"--selector=app={app}", f"--namespace={product.namespace}"),
         "--output=jsonpath={.items[*].metadata.name}",
     ).split()
+
+
+def accounts(product: Product, app: str) -> dict[str, Json]:
+    """What each pod says that it has sent, by its name, once all have ended."""
+    names = pods_of(product, app)
     reports = {name: product.cluster.last_report(product.namespace, name) for name in names}
     return {name: next(iter(report["servers"].values())) for name, report in reports.items()}
 
@@ -147,13 +152,18 @@ def in_time(measure: Callable[[str], None]) -> None:
 
 def run_job(product: Product, name: str, pods: int, server: str) -> dict[str, Json]:
     """Run a Job of clients to its end; return what each says that it has sent, by pod."""
-    product.cluster.apply(job(name, product.namespace, pods, client(server)))
+    run_to_its_end(product, job(name, product.namespace, pods, client(server)))
+    return accounts(product, name)
+
+
+def run_to_its_end(product: Product, job: Json) -> None:
+    product.cluster.apply(job)
+    name = job["metadata"]["name"]
     product.cluster.kubectl(
         *("wait", "--for=condition=Complete", f"job/{name}", f"--namespace={product.namespace}"),
         "--timeout=180s",
         seconds=200,
     )
-    return accounts(product, name)
 
 
 @JOBS
@@ -183,6 +193,20 @@ def test_a_container_that_restarts_is_measured_from_its_first_packet(
     def measure(turn: str) -> None:
         restart(product, turn, client(server), restarts)
         wait_for_all(product, {turn: sent})
+
+    in_time(measure)
+
+
+def test_an_init_container_is_measured_from_its_first_packet(product: Product, server: str) -> None:
+    """It ends before the pod's own container begins; the pod has a row for both."""
+    sent = {"connects": 2, "requests": 2 * REQUESTS, "responses": 2 * REQUESTS}
+
+    def measure(turn: str) -> None:
+        made = job(turn, product.namespace, 1, client(server))
+        made["spec"]["template"]["spec"]["initContainers"] = [client(server, "migration")]
+        run_to_its_end(product, made)
+        (name,) = pods_of(product, turn)
+        wait_for_all(product, {name: sent})
 
     in_time(measure)
 
