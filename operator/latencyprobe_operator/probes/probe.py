@@ -291,9 +291,13 @@ class Probe:
         return now >= due
 
     def _earlier_stands(self, now: float) -> bool:
-        """Decide whether the status of an earlier operator stands: nodes are yet to report."""
+        """Decide whether the status of an earlier operator stands: nodes are yet to report.
+
+        It does not describe a spec that was changed since then.
+        """
         in_grace = self._schedule.in_grace(now) and not self._idle_phase
-        return in_grace and not self._gatherer.all_reported()
+        is_of_spec = self._writer.describes(self._current.generation)
+        return in_grace and is_of_spec and not self._gatherer.all_reported()
 
     def _prolong_grace(self, now: float) -> None:
         if self._schedule.may_prolong_grace(now):

@@ -651,6 +651,16 @@ async def test_an_agent_that_never_attaches_is_waited_for_in_bounds(
         assert world.writes
 
 
+async def test_a_spec_that_is_edited_meanwhile_is_answered_at_once(world: World) -> None:
+    world.status, world.agent_state = EARLIER, NodeState.CONNECTING
+    async with running(world, {**probe_body(interval="10s"), "status": EARLIER}) as probe:
+        world.show(pod("a"))
+        await asyncio.sleep(5)
+        probe.update(probe_body(interval="10s", modules=["rx", "unknown"], generation=2))
+        await asyncio.sleep(2)
+        assert world.status["observedGeneration"] == 2
+
+
 async def test_a_node_that_has_reported_is_not_waited_for_when_it_attaches_another_pod() -> None:
     world = OneSilentNode()
     world.status = EARLIER
