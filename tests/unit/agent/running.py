@@ -13,19 +13,27 @@ import grpc
 from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent
 from latencyprobe_agent.serving.metrics import AgentMetrics
+from tests.patience import patient
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 
 if TYPE_CHECKING:
     from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentAsyncStub
 
 
-async def until(condition: Callable[[], object], what: str, *, seconds: float = 10) -> None:
-    """Wait for a condition, with a deadline."""
+# Ten times what such a wait takes on a busy machine.
+_DEADLINE_S = 30.0
+
+
+async def until(
+    condition: Callable[[], object], what: str, *, seconds: float | None = None
+) -> None:
+    """Wait for a condition, with a deadline; None: that of most."""
+    deadline_s = patient(_DEADLINE_S) if seconds is None else seconds
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(deadline_s):
             while not condition():
                 await asyncio.sleep(0.01)
-    assert condition(), f"not within {seconds} s: {what}"
+    assert condition(), f"not within {deadline_s:g} s: {what}"
 
 
 async def next_reading(engine: ScriptedEngine) -> None:
