@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from latencyprobe.domain.waits import TOTALS
 from latencyprobe_operator.probes.document import MAX_BYTES, Document, size_bytes
 
-_KEPT_PEERS = 2
 # For the counts of what is left out.
 _ROOM = 200
 # A version of marshal that writes equal texts as often as they occur.
@@ -26,8 +25,8 @@ class _Removal(NamedTuple):
 def fit(document: Document) -> Document:
     """Leave out as much as it takes to stay within MAX_BYTES.
 
-    The order is: peers of pods beyond two, stages that are no part of a total, stages of nodes,
-    pods from the best up, nodes.
+    The order is: stages that are no part of a total, stages of nodes, pods from the best up, nodes.
+    Peers that the document was built without are counted already.
     """
     if _fits(document):
         return document
@@ -35,7 +34,7 @@ def fit(document: Document) -> Document:
     if size <= MAX_BYTES:
         return document
     size += _ROOM
-    omitted: Counter[str] = Counter()
+    omitted: Counter[str] = Counter(document.get("omittedForSize", {}))
     for removals in _STEPS:
         for removal in removals(document):
             omitted[removal.kind] += removal.rows
@@ -58,14 +57,6 @@ def _fits(document: Document) -> bool:
     the names of its fields, a document in JSON is at most twice as large.
     """
     return 2 * len(marshal.dumps(document, _WITHOUT_REFERENCES)) <= MAX_BYTES
-
-
-def _peers(document: Document) -> Iterator[_Removal]:
-    for row in reversed(document["pods"]):
-        peers = row.get("peers", [])
-        if len(peers) > _KEPT_PEERS:
-            row["peers"] = peers[:_KEPT_PEERS]
-            yield _removal("peers", peers[_KEPT_PEERS:])
 
 
 def _stages_without_share(document: Document) -> Iterator[_Removal]:
@@ -98,4 +89,4 @@ def _removal(kind: str, gone: Sequence[Any]) -> _Removal:
     return _Removal(kind, len(gone), sum(size_bytes(each) + 1 for each in gone))
 
 
-_STEPS = (_peers, _stages_without_share, _stages_of_nodes, _rows("pods"), _rows("nodes"))
+_STEPS = (_stages_without_share, _stages_of_nodes, _rows("pods"), _rows("nodes"))

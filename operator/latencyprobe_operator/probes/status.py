@@ -86,9 +86,11 @@ def build_without_pods(facts: ProbeFacts, *, now: str) -> Document:
 
 def pod_rows(facts: ProbeFacts) -> Document:
     """Build the part of a document that `build_without_pods` leaves out."""
+    omitted = _omitted_peers(facts.pods)
     return {
         "pods": [document_of(_pod(each)) for each in facts.pods],
         "omittedPods": facts.omitted_pods,
+        **({"omittedForSize": omitted} if omitted else {}),
     }
 
 
@@ -107,6 +109,7 @@ def _document(facts: ProbeFacts, *, now: str, has_pods: bool = True) -> Document
             summary=_summary(facts, ready),
             pods=tuple(map(_pod, facts.pods)) if facts.spec and has_pods else (),
             omitted_pods=facts.omitted_pods,
+            omitted_for_size=_omitted_peers(facts.pods) if facts.spec and has_pods else {},
             nodes=tuple(map(_node, listed)),
             omitted_nodes=len(uncovered) - len(listed),
             node_context=_node_context(facts),
@@ -232,6 +235,12 @@ def _pod(pod: PodFacts) -> PodStatus:
         peers=report.peers[:MAX_PEERS],
         cgroups=tuple(each for each in report.cgroups if each.name)[:MAX_CGROUPS],
     )
+
+
+def _omitted_peers(pods: Iterable[PodFacts]) -> Mapping[str, int]:
+    """Count the peers that the rows of these pods lack."""
+    number = sum(max(len(pod.report.peers) - MAX_PEERS, 0) for pod in pods)
+    return {"peers": number} if number else {}
 
 
 def _node_context(facts: ProbeFacts) -> tuple[NodeContext, ...]:

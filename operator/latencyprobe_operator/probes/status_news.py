@@ -14,7 +14,8 @@ from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
 from latencyprobe_operator.probes.document import HEAVY, Document
 
 _ROWS_OF_NODES = ("nodes", "omittedNodes")
-_VOLATILE = ("lastReportTime", "measuredSeconds")
+# The numbers of rows that are left out change with the other rows.
+_VOLATILE = ("lastReportTime", "measuredSeconds", "omittedForSize")
 _BUCKET_RATIO: float = 2.0 ** (1 / BUCKETS_PER_OCTAVE)
 # Of a share in percent: parts of a total have noise in common.
 _SHARE_STEP = 1.0

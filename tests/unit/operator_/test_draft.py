@@ -6,11 +6,15 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import Peer
+from latencyprobe.domain.pending import Pending
 from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import PodFacts, ProbeFacts
@@ -125,10 +129,19 @@ def test_no_rows_and_too_many_are_built_to_know_their_size(pods: Sequence[PodFac
     assert rows.least_bytes(pods) == 0
 
 
-def test_a_part_without_pods_and_its_rows_are_the_whole_status() -> None:
-    of_pods = [listed(name, "node-a", ("server",), SLOW_READER) for name in "ab"]
+@pytest.mark.parametrize("peers", [0, 2, 5])
+def test_a_part_without_pods_and_its_rows_are_the_whole_status(peers: int) -> None:
+    waited_for = tuple(
+        Peer(Endpoint(ip_address("10.0.0.7"), port), "missingAnswers", 1, 2 * 10**9, 2 * 10**9)
+        for port in range(peers)
+    )
+    pending = {"missingAnswers": Pending(1, 1, 0, 2 * 10**9, 2 * 10**9)}
+    measured = SLOW_READER + Measurement(pending=pending, peers=waited_for)
+    of_pods = [listed(name, "node-a", ("server",), measured) for name in "ab"]
     found = facts(pods=of_pods, omitted_pods=7, merged=SLOW_READER, last_report_time=NOW)
     part = status.build_without_pods(found, now=NOW)
 
-    assert {**part, **status.pod_rows(found)} == status.build(found, now=NOW)
+    whole = status.build(found, now=NOW)
+    assert {**part, **status.pod_rows(found)} == whole
+    assert ("omittedForSize" in whole) is (peers > 2)
     assert "pods" not in part
