@@ -40,6 +40,7 @@ HOW_TO_INSTALL = """\
 
 
 def up(cluster: Cluster, nodes: int) -> int:
+    """Start the cluster, unless it is ready, and print how to use it."""
     if not cluster.is_ready() or len(cluster.nodes) != nodes:
         cluster.start(nodes=nodes)
     text = HOW_TO_USE.format(
@@ -54,6 +55,7 @@ def up(cluster: Cluster, nodes: int) -> int:
 
 
 def load(cluster: Cluster, _nodes: int) -> int:
+    """Build the images of the checkout, give them to the nodes, and print how to install."""
     if not cluster.is_ready():
         say_on_stderr("error: there is no cluster to load images into: `make cluster` starts it")
         return 1
@@ -70,12 +72,14 @@ def load(cluster: Cluster, _nodes: int) -> int:
 
 
 def down(cluster: Cluster, _nodes: int) -> int:
+    """Stop the cluster."""
     cluster.stop()
     print("The cluster is down.")
     return 0
 
 
 def status(cluster: Cluster, _nodes: int) -> int:
+    """Print the running components; return 1 if the cluster is not ready."""
     running = cluster.process_ids()
     for name, pid in running.items():
         print(f"{name:26} PID {pid}")
@@ -85,6 +89,7 @@ def status(cluster: Cluster, _nodes: int) -> int:
 
 
 def main() -> int:
+    """Run a command; return its exit status."""
     commands = {"up": up, "load": load, "down": down, "status": status}
     parser = argparse.ArgumentParser(prog="python -m devcluster", description=__doc__)
     parser.add_argument("command", choices=commands)

@@ -25,7 +25,7 @@ PROGRAMS = ("controller", "webhook", "cainjector")
 
 
 def obtain(say: Say) -> dict[str, Path]:
-    """The paths of cert-manager's programs. The first time this compiles them."""
+    """Return the paths of cert-manager's programs. The first time this compiles them."""
     with one_at_a_time():
         paths = {name: CERT_MANAGER.cache / name for name in PROGRAMS}
         missing = [name for name, path in paths.items() if not path.exists()]
@@ -39,7 +39,7 @@ def obtain(say: Say) -> dict[str, Path]:
 
 
 def write_chart(chart: Path) -> None:
-    """cert-manager's own chart, as its release tool makes it: with a version and the CRDs."""
+    """Write cert-manager's own chart as its release tool makes it: with a version and the CRDs."""
     deploy = CERT_MANAGER.source() / "deploy"
     # The files of a module are read-only.
     copytree(deploy / "charts" / "cert-manager", chart, copy_function=_copy_content)
@@ -55,5 +55,5 @@ def _copy_content(source: Path | str, copy: Path | str) -> None:
 
 
 def current_crd(plural: str) -> str:
-    """The CRD of a current release."""
+    """Return the CRD of a current release."""
     return (CURRENT.source() / "deploy" / "crds" / f"cert-manager.io_{plural}.yaml").read_text()

@@ -1,7 +1,7 @@
 """The cluster's own certificate authority, and certificates for its components and users.
 
-A client certificate's subject is who the API server takes the client for: the common name is the
-user, the organisations are its groups.
+The API server takes a client for the subject of its certificate: the common name is the user, the
+organisations are its groups.
 """
 
 import datetime
@@ -28,7 +28,7 @@ class Authority:
     """Issues certificates into one directory, as NAME.crt and NAME.key. Its own are ca.*."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes a new authority."""
+        """Make a new authority."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -39,7 +39,7 @@ class Authority:
         self._write("ca", self._key, unsigned.sign(self._key, hashes.SHA256()))
 
     def issue_client(self, name: str, *, user: str, groups: Sequence[str] = ()) -> None:
-        """For a client of the API server or of the kubelet."""
+        """Issue a certificate to a client of the API server or of the kubelet."""
         subject = x509.Name(
             [
                 *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups),
@@ -51,7 +51,7 @@ class Authority:
     def issue_server(
         self, name: str, *, host_names: Sequence[str], addresses: Sequence[IPv4Address]
     ) -> None:
-        """For a server that is reached by these names and addresses."""
+        """Issue a certificate to a server that is reached by these names and addresses."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName(
             [
@@ -62,7 +62,7 @@ class Authority:
         self._issue(name, subject, ExtendedKeyUsageOID.SERVER_AUTH, alternatives)
 
     def issue_key_pair(self, name: str) -> None:
-        """NAME.key and NAME.pub, without a certificate: ServiceAccount tokens are signed so."""
+        """Write NAME.key and NAME.pub, without a certificate, to sign ServiceAccount tokens."""
         key = ec.generate_private_key(ec.SECP256R1())
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (self._directory / f"{name}.pub").write_bytes(public)

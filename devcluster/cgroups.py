@@ -9,20 +9,20 @@ from .waiting import wait_until
 
 
 class NoUnifiedHierarchyError(ClusterError):
-    """This machine has no cgroup v2 mounted, which processes are found and killed by."""
+    """No cgroup v2 is mounted on this machine; processes are found and killed by it."""
 
     def __init__(self) -> None:
         super().__init__("no cgroup2 file system is mounted: the test cluster needs one")
 
 
 def _mounted(file_system: str) -> list[Path]:
-    """Mount points, as in /proc/mounts: device, mount point, type, options."""
+    """Return the mount points of a type. /proc/mounts: device, mount point, type, options."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     return [Path(fields[1]) for fields in mounts if fields[2] == file_system]
 
 
 def unified_hierarchy() -> Path:
-    """Where cgroup v2 is mounted."""
+    """Return the mount point of cgroup v2."""
     mounted = _mounted("cgroup2")
     if not mounted:
         raise NoUnifiedHierarchyError
@@ -30,12 +30,12 @@ def unified_hierarchy() -> Path:
 
 
 def hierarchies() -> list[Path]:
-    """Where every v1 controller and v2 are mounted. runc puts a container into all of them."""
+    """Return the mount points of every v1 controller and of v2: runc puts containers into all."""
     return [*_mounted("cgroup"), unified_hierarchy()]
 
 
 def create_everywhere(name: str) -> list[Path]:
-    """Makes the cgroup in every hierarchy, fit to hold processes; its directories."""
+    """Make the cgroup in every hierarchy, fit to hold processes; return its directories."""
     made = []
     for hierarchy in hierarchies():
         directory = hierarchy
@@ -48,14 +48,15 @@ def create_everywhere(name: str) -> list[Path]:
 
 
 def move(pid: int, name: str) -> None:
-    """Puts a process into the cgroup, in every hierarchy."""
+    """Put a process into the cgroup, in every hierarchy."""
     for directory in create_everywhere(name):
         (directory / "cgroup.procs").write_text(str(pid))
 
 
 def pass_on_controllers(name: str) -> None:
-    """Where there is v2 alone, gives the cgroup and those in it all controllers. None of those
-    above it must hold processes (cgroups(7): no internal processes).
+    """Give the cgroup and those in it all controllers, on a machine with v2 alone.
+
+    No cgroup above it may hold processes (cgroups(7): no internal processes).
     """
     if _mounted("cgroup"):
         return
@@ -68,8 +69,10 @@ def pass_on_controllers(name: str) -> None:
 
 
 def _inherit_cpuset(parent: Path, directory: Path) -> None:
-    """A new v1 cpuset is empty, and takes no process until it has a CPU and a memory node
-    (cpuset_can_attach(), kernel/cgroup/cpuset.c). In v2 an empty one is as the one above.
+    """Give a new v1 cpuset the CPUs and memory nodes of the one above.
+
+    It is empty at first, and takes no process until it has one of each (cpuset_can_attach(),
+    kernel/cgroup/cpuset.c). In v2 an empty one is as the one above.
     """
     if (directory / "cgroup.controllers").exists():
         return
@@ -80,7 +83,7 @@ def _inherit_cpuset(parent: Path, directory: Path) -> None:
 
 
 def remount_commands() -> list[str]:
-    """For a shell in a new cgroup and mount namespace: show the hierarchies from there on down."""
+    """Return commands by which a new cgroup and mount namespace sees its own cgroups alone."""
     known = {line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines()}
     commands = []
     for line in Path("/proc/mounts").read_text().splitlines():
@@ -100,6 +103,7 @@ def remount_commands() -> list[str]:
 
 
 def exists_anywhere(name: str) -> bool:
+    """Return True if a cgroup of this name is in some hierarchy."""
     return any((hierarchy / name).exists() for hierarchy in hierarchies())
 
 
@@ -112,7 +116,7 @@ def _unmet_empty(cgroup: Path) -> str | None:
 
 
 def kill_all_in(name: str) -> None:
-    """Kills every process in the v2 cgroup and below it, and waits until they are gone.
+    """Kill every process in the v2 cgroup and below it, and wait until they are gone.
 
     A process is in the v2 hierarchy whichever v1 hierarchies there are, so this finds them all.
     """
@@ -124,14 +128,14 @@ def kill_all_in(name: str) -> None:
 
 
 def remove_everywhere(name: str) -> None:
-    """Removes the cgroup and those below it, which must be empty, from every hierarchy."""
+    """Remove the cgroup and those below it, which must be empty, from every hierarchy."""
     for hierarchy in hierarchies():
         for directory, _, _ in os.walk(hierarchy / name, topdown=False):
             _remove(Path(directory))
 
 
 def _remove(cgroup: Path) -> None:
-    """A killed process stays in its v1 cgroups a moment longer than in the v2 one."""
+    """Remove a cgroup. A killed process stays in v1 ones a moment longer than in the v2 one."""
 
     def unmet() -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""The user of a running cluster who may do everything: kubectl, and what it prints."""
+"""The user of a running cluster who may do everything: kubectl, and its output."""
 
 import base64
 import json
@@ -43,15 +43,16 @@ class Client:
 
     @property
     def kubeconfig(self) -> Path:
-        """Of a user who may do everything."""
+        """The kubeconfig of a user who may do everything."""
         return self.layout.admin_kubeconfig
 
     @property
     def kubectl_path(self) -> Path:
+        """The path of kubectl."""
         return self._programs.paths["kubectl"]
 
     def environment(self) -> dict[str, str]:
-        """For the clients of this cluster: kubectl, KUBECONFIG, and no proxy in between."""
+        """Return the environment of this cluster's clients: kubectl, KUBECONFIG, and no proxy."""
         kept = {k: v for k, v in os.environ.items() if k.lower() not in MISLEADING}
         return {
             **kept,
@@ -61,11 +62,11 @@ class Client:
         }
 
     def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
-        """What kubectl prints, as the user who may do everything."""
+        """Run kubectl as the user who may do everything; return its output."""
         return self._run_kubectl(arguments, stdin, seconds).stdout
 
     def warnings(self, *arguments: str, stdin: str | None = None) -> str:
-        """What the API server warned of on the way, when kubectl succeeded."""
+        """Run kubectl; return the warnings of the API server to a command that succeeded."""
         return self._run_kubectl(arguments, stdin, 120).stderr
 
     def _run_kubectl(
@@ -85,25 +86,26 @@ class Client:
         return answer
 
     def get(self, *arguments: str) -> Any:
-        """What `kubectl get ... --output=json` gives."""
+        """Return the output of `kubectl get ... --output=json`."""
         return json.loads(self.kubectl("get", *arguments, "--output=json"))
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes]:
-        """What a Secret holds."""
+        """Return the content of a Secret."""
         data = self.get("secret", name, f"--namespace={namespace}")["data"]
         return {key: base64.b64decode(value) for key, value in data.items()}
 
     def apply(self, *manifests: Mapping[str, Any]) -> None:
+        """Apply these manifests."""
         listing = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         self.kubectl("apply", "--filename=-", stdin=json.dumps(listing))
 
     def last_report(self, namespace: str, pod: str) -> Any:
-        """The totals that the workload in this pod printed last; {} if it has not yet."""
+        """Return the totals that the workload in this pod printed last; {} if it has not yet."""
         printed = self.kubectl("logs", pod, f"--namespace={namespace}", "--tail=1")
         return json.loads(printed) if printed else {}
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig of the ServiceAccount, whose token is valid for a day."""
+        """Return a kubeconfig of the ServiceAccount, whose token is valid for a day."""
         token = self.kubectl(
             "create", "token", name, f"--namespace={namespace}", "--duration=24h"
         ).strip()

@@ -30,13 +30,13 @@ SERVICE_ACCOUNTS = "service-accounts"
 
 @dataclass(frozen=True)
 class Components:
-    """Writes what the control plane of one cluster reads, and gives its commands."""
+    """The files that the control plane of one cluster reads, and its commands."""
 
     layout: Layout
     programs: Programs
 
     def write_files(self) -> None:
-        """Certificates, also those of nodes that may join later, and kubeconfigs."""
+        """Write certificates, also those of nodes that may join later, and kubeconfigs."""
         self._issue_certificates()
         for user in (ADMIN, CONTROLLER_MANAGER, SCHEDULER):
             kubeconfig.write(
@@ -48,9 +48,11 @@ class Components:
 
     @property
     def authority(self) -> Path:
+        """The certificate of the cluster's authority."""
         return self._certificate("ca.crt")
 
     def command(self, component: str) -> list[str]:
+        """Return the command of a component."""
         commands = {
             ETCD: self._etcd,
             API_SERVER: self._api_server,
@@ -155,10 +157,10 @@ def _issue_kubelet_certificates(authority: Authority, node: NodeLayout) -> None:
 
 
 def kubelet_client(node: NodeLayout) -> str:
-    """The name of the certificate that its kubelet shows the API server."""
+    """Return the name of the certificate that its kubelet shows the API server."""
     return f"kubelet-{node.number}"
 
 
 def kubelet_server(node: NodeLayout) -> str:
-    """The name of the certificate that its kubelet shows its own clients."""
+    """Return the name of the certificate that its kubelet shows its own clients."""
     return f"kubelet-{node.number}-server"

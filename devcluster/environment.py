@@ -1,4 +1,4 @@
-"""The cluster: start it, stop it, and what tests and people do with it."""
+"""The cluster: its start, its end, and its use by tests and people."""
 
 import fcntl
 import json
@@ -71,30 +71,31 @@ class Cluster(Client):
 
     @property
     def nodes(self) -> list[NodeLayout]:
-        """Those that have joined."""
+        """The nodes that have joined."""
         return [worker.layout for worker in self._joined]
 
     @property
     def node_name(self) -> str:
-        """The first node's, which the control plane runs on."""
+        """The name of the first node, which the control plane runs on."""
         return self.layout.nodes[0].name
 
     @property
     def node_ip(self) -> IPv4Address:
-        """The first node's. Reached from this machine as from pods."""
+        """The first node's address, reached from this machine as from pods."""
         return self.layout.nodes[0].ip
 
     @property
     def host_ip(self) -> IPv4Address:
-        """This machine as the node and the pods reach it."""
+        """The address of this machine, as the node and the pods reach it."""
         return self.layout.host_ip
 
     @property
     def logs_directory(self) -> Path:
+        """The folder of the components' logs."""
         return self.layout.logs_directory
 
     def node_exec_prefix(self) -> list[str]:
-        """The start of a command that runs in the first node's network namespace, and only in that.
+        """Return the start of a command that runs in the first node's network namespace alone.
 
         So started, a node agent listens at the node's address and sees the containers' processes
         and cgroups. It must have ended before the cluster stops: it holds the namespace open.
@@ -102,7 +103,7 @@ class Cluster(Client):
         return self._first.node.enter_network()
 
     def process_ids(self) -> dict[str, int]:
-        """The running components, and what holds each node's namespaces."""
+        """Return the PIDs of the running components, and of the holders of nodes' namespaces."""
         names = [*components.CONTROL_PLANE]
         for worker in self._workers:
             names += worker.process_names
@@ -112,7 +113,7 @@ class Cluster(Client):
     # --- Start and stop ---
 
     def start(self, *, nodes: int = 1) -> None:
-        """Brings up a clean cluster, after removing what is left of one that nobody stopped.
+        """Bring up a clean cluster, after removing the rest of one that was not stopped.
 
         If it fails, all is removed again but the logs.
         """
@@ -136,9 +137,9 @@ class Cluster(Client):
             raise
 
     def stop(self) -> None:
-        """Ends all processes and containers and removes everything but the logs.
+        """End all processes and containers, and remove everything but the logs.
 
-        Does nothing if all is gone.
+        Do nothing if all is gone.
         """
         if self._lock is None:
             self._acquire_lock()
@@ -149,7 +150,7 @@ class Cluster(Client):
             self._release_lock()
 
     def join(self) -> NodeLayout:
-        """Adds a node, and waits until it is ready. It stays until the cluster stops."""
+        """Add a node, and wait until it is ready. It stays until the cluster stops."""
         joined = self._joined
         if len(joined) == len(self._workers):
             raise NoSuchNodeError(self.layout, len(joined) + 1)
@@ -165,7 +166,7 @@ class Cluster(Client):
         return worker.layout
 
     def is_ready(self) -> bool:
-        """Whether all components run and all nodes are ready."""
+        """Return True if all components run and all nodes are ready."""
         joined = self._joined
         wanted = {*components.CONTROL_PLANE}.union(*(worker.process_names for worker in joined))
         if not joined or not wanted <= set(self.process_ids()):
@@ -174,7 +175,7 @@ class Cluster(Client):
 
     @contextmanager
     def pause_kubelet(self, node: NodeLayout) -> Iterator[None]:
-        """The node's kubelet is away inside the context, its containers are not."""
+        """Keep the node's kubelet away inside the context, but not its containers."""
         (worker,) = (worker for worker in self._joined if worker.layout == node)
         worker.stop_kubelet()
         try:
@@ -185,7 +186,7 @@ class Cluster(Client):
 
     @contextmanager
     def drained(self, node: NodeLayout) -> Iterator[None]:
-        """The node has no pods but those of DaemonSets inside the context, and takes none."""
+        """Keep all pods but those of DaemonSets off the node inside the context."""
         try:
             self.kubectl(
                 *("drain", node.name, "--ignore-daemonsets", "--delete-emptydir-data", "--force"),
@@ -198,7 +199,7 @@ class Cluster(Client):
 
     @contextmanager
     def pause_api_server(self) -> Iterator[None]:
-        """The API server is away inside the context; after it, it and those it serves are ready.
+        """Keep the API server away inside the context; after it, wait until its clients are ready.
 
         It goes at once, with all connections: asked to end, it would keep the open watches for
         another minute (ShutdownTimeout, staging/src/k8s.io/apiserver/pkg/server/config.go).
@@ -214,12 +215,12 @@ class Cluster(Client):
     # --- Use ---
 
     def create_namespace(self, name: str) -> None:
-        """With its default ServiceAccount: before that exists the API server rejects pods."""
+        """Create a namespace, and wait for its ServiceAccount: before, pods are rejected."""
         self.kubectl("create", "namespace", name)
         self._wait_for_default_service_account(name)
 
     def wait_for_pods(self, namespace: str, selector: str, *, count: int) -> list[Any]:
-        """The pods of the selector, once there are `count` of them and all are ready."""
+        """Return the pods of the selector, once there are `count` of them and all are ready."""
         found: list[Any] = []
 
         def unmet() -> str | None:
@@ -236,7 +237,7 @@ class Cluster(Client):
         return found
 
     def load_image(self, archive: Path | bytes) -> None:
-        """Gives every node that has joined an image: an OCI archive, or its content."""
+        """Give every node that has joined an image: an OCI archive, or its content."""
         content = archive if isinstance(archive, bytes) else archive.read_bytes()
         for worker in self._joined:
             worker.load_image(content)
@@ -249,7 +250,7 @@ class Cluster(Client):
 
     @cached_property
     def _workers(self) -> list[Worker]:
-        """Also those that have not joined."""
+        """The workers of all nodes, also of those that have not joined."""
         # Nothing of this process's own: neither proxies nor credentials.
         home = str(self.layout.state_directory)
         environment = {"PATH": self._programs.search_path, "HOME": home}
@@ -266,7 +267,7 @@ class Cluster(Client):
         return [worker for worker in self._workers if self._processes.pid(worker.node.holder)]
 
     def _acquire_lock(self) -> None:
-        """The kernel releases it if this process dies; child processes do not inherit it."""
+        """Take the lock. The kernel releases it with this process; children do not inherit it."""
         if os.geteuid() != 0:
             raise NotRootError
         self.layout.lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,7 @@ class Cluster(Client):
             self._tear_down()
 
     def _bring_up(self) -> None:
-        """The control plane and the first node."""
+        """Start the control plane and the first node."""
         started = time.monotonic()
         self._components.write_files()
         self._network.start()
@@ -327,7 +328,7 @@ class Cluster(Client):
         self._first.run(component, self._components.command(component))
 
     def _restart_clients(self) -> None:
-        """Has them ask the API server now.
+        """Restart clients of the API server, so that they ask it now.
 
         By themselves they would within a minute: a reflector that failed waits for up to 30 s, and
         as much again of jitter (defaultBackoffMax, client-go/tools/cache/reflector.go).
@@ -352,7 +353,7 @@ class Cluster(Client):
         )
 
     def _wait_until_untainted(self, node: NodeLayout) -> None:
-        """The taint of a cordon goes some time after the cordon."""
+        """Wait until the taint of a cordon is gone, some time after the cordon."""
 
         def unmet() -> str | None:
             taints = [
@@ -407,7 +408,7 @@ def _is_true(resource: Any, condition: str) -> bool:
 
 
 def _describe(resource: Any) -> str:
-    """Its conditions that are not met and its containers' states, on one line."""
+    """Return its conditions that are not met and its containers' states, on one line."""
     status = resource.get("status", {})
     conditions = [
         f"{c['type']}={c['status']} {c.get('reason', '')} {c.get('message', '')}".strip()

@@ -1,5 +1,5 @@
-"""What all errors of the cluster have in common."""
+"""The base of all errors of the cluster."""
 
 
 class ClusterError(Exception):
-    """The message says what is wrong and what to do, without a traceback."""
+    """An error whose message says enough without a traceback: the fault, and what to do."""

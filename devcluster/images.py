@@ -16,14 +16,14 @@ WORKLOAD_IMAGE = "latencyprobe.test/workload:1"
 
 
 def compile_static(source: Path, program: Path) -> None:
-    """Compiles a C file into a program that needs no other file."""
+    """Compile a C file into a program that needs no other file."""
     subprocess.run(
         ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-s", "-o", program, source], check=True
     )
 
 
 def build_image(reference: str, source: Path, scratch: Path) -> bytes:
-    """The archive of an image that holds the program of the C file `source` and runs it."""
+    """Return the archive of an image that holds the program of the C file `source` and runs it."""
     root = scratch / "root"
     root.mkdir(parents=True)
     compile_static(source, root / source.stem)
@@ -31,7 +31,7 @@ def build_image(reference: str, source: Path, scratch: Path) -> bytes:
 
 
 def pack_image(reference: str, root: Path, program: str, *, user: str = "0:0") -> bytes:
-    """The archive of an image that holds the files in `root` and runs the program among them."""
+    """Return the archive of an image that holds the files in `root` and runs one of them."""
     with tempfile.TemporaryDirectory() as scratch:
         layer = Path(scratch, "files.tar")
         write_tar(root, layer)
@@ -47,7 +47,7 @@ def pack_image(reference: str, root: Path, program: str, *, user: str = "0:0") -
 
 
 def build_test_images() -> list[bytes]:
-    """The archives of PAUSE_IMAGE and WORKLOAD_IMAGE."""
+    """Return the archives of PAUSE_IMAGE and WORKLOAD_IMAGE."""
     archives = []
     with tempfile.TemporaryDirectory() as directory:
         for reference, name in ((PAUSE_IMAGE, "pause"), (WORKLOAD_IMAGE, "workload")):

@@ -1,4 +1,4 @@
-"""Kubeconfig files: where the API server is, how to know it, and who asks.
+"""Kubeconfig files: the address of the API server, its authority, and the user.
 
 They are written as JSON, which is YAML too. Certificates are included, so that a file can be
 copied.
@@ -16,7 +16,7 @@ def _inline(path: Path) -> str:
 def write(
     path: Path, *, url: str, authority: Path, user: dict[str, str], namespace: str = "default"
 ) -> None:
-    """One cluster, one user (a map of the kubeconfig's own fields), one context."""
+    """Write one cluster, one user (a map of the kubeconfig's own fields), one context."""
     cluster = {"server": url, "certificate-authority-data": _inline(authority)}
     context = {"cluster": "latencyprobe", "user": "user", "namespace": namespace}
     config = {
@@ -32,7 +32,7 @@ def write(
 
 
 def certificate_user(certificates: Path, name: str) -> dict[str, str]:
-    """The user whom the client certificate NAME.crt stands for."""
+    """Return the user whom the client certificate NAME.crt stands for."""
     return {
         "client-certificate-data": _inline(certificates / f"{name}.crt"),
         "client-key-data": _inline(certificates / f"{name}.key"),
@@ -40,5 +40,5 @@ def certificate_user(certificates: Path, name: str) -> dict[str, str]:
 
 
 def token_user(token: str) -> dict[str, str]:
-    """The user whom a bearer token stands for."""
+    """Return the user whom a bearer token stands for."""
     return {"token": token}

@@ -1,7 +1,7 @@
-"""What one cluster calls its things: paths, names and addresses.
+"""The paths, names and addresses of one cluster.
 
-Everything that a cluster leaves on the machine while it runs is named here after the cluster, so
-that it can be found again by name, and so that two clusters do not meet.
+Everything that a cluster leaves on the machine while it runs is named here after the cluster. So it
+can be found again by name, and two clusters do not meet.
 """
 
 from __future__ import annotations
@@ -27,33 +27,37 @@ class Layout:
 
     @property
     def state_directory(self) -> Path:
-        """Exists exactly while there is something to stop."""
+        """The folder that exists exactly while there is something to stop."""
         return cache_directory() / f"cluster-{self.name}"
 
     @property
     def lock_file(self) -> Path:
+        """The lock file of the process that uses the cluster."""
         return cache_directory() / f"cluster-{self.name}.lock"
 
     @property
     def logs_directory(self) -> Path:
-        """Kept after a stop or a failed start, until the next start."""
+        """The folder of logs, kept after a stop or a failed start until the next start."""
         return cache_directory() / f"cluster-{self.name}-logs"
 
     @property
     def pids_directory(self) -> Path:
+        """The folder of PID files."""
         return self.state_directory / "pids"
 
     @property
     def certificates_directory(self) -> Path:
+        """The folder of certificates."""
         return self.state_directory / "certificates"
 
     @property
     def admin_kubeconfig(self) -> Path:
+        """The kubeconfig of a user who may do everything."""
         return self.state_directory / "admin.kubeconfig"
 
     @property
     def cgroup(self) -> str:
-        """In every hierarchy, the cgroup above all that the cluster runs."""
+        """The cgroup above all that the cluster runs, in every hierarchy."""
         return f"latencyprobe-{self.name}"
 
     @property
@@ -67,33 +71,37 @@ class Layout:
 
     @property
     def link_network(self) -> IPv4Network:
+        """The network of the nodes and this machine."""
         return self._networks[0]
 
     @property
     def service_network(self) -> IPv4Network:
+        """The network of Services."""
         return self._networks[1]
 
     @property
     def pod_networks(self) -> list[IPv4Network]:
-        """Of each node that there may be."""
+        """The network of pods of each node that there may be."""
         return self._networks[2:]
 
     @property
     def nodes(self) -> list[NodeLayout]:
-        """All that there may be, of which the first runs the control plane too."""
+        """All nodes that there may be, of which the first runs the control plane too."""
         return [NodeLayout(self, place + 1) for place in range(len(self.pod_networks))]
 
     @property
     def host_ip(self) -> IPv4Address:
+        """The address of this machine."""
         return self.link_network[1]
 
     @property
     def api_service_ip(self) -> IPv4Address:
-        """The API server gives the Service `kubernetes` the first address of the range."""
+        """The address of the Service `kubernetes`: the API server takes the first of the range."""
         return self.service_network[1]
 
     @property
     def api_url(self) -> str:
+        """The URL of the API server."""
         return f"https://{self.nodes[0].ip}:{API_PORT}"
 
 
@@ -107,23 +115,27 @@ class NodeLayout:
 
     @property
     def name(self) -> str:
+        """The node's name."""
         return f"latencyprobe-{self.cluster.name}-{self.number}"
 
     @property
     def state_directory(self) -> Path:
+        """The folder of the node's files."""
         return self.cluster.state_directory / f"node-{self.number}"
 
     @property
     def static_pods_directory(self) -> Path:
-        """The kubelet runs the pods whose manifests are here: a file is one pod."""
+        """The folder of the manifests of pods that the kubelet runs: a file is one pod."""
         return self.state_directory / "static-pods"
 
     @property
     def ip(self) -> IPv4Address:
+        """The node's address."""
         return self.cluster.link_network[1 + self.number]
 
     @property
     def pod_network(self) -> IPv4Network:
+        """The network of the node's pods."""
         return self.cluster.pod_networks[self.number - 1]
 
     @property
@@ -133,12 +145,12 @@ class NodeLayout:
 
     @property
     def cgroup(self) -> str:
-        """In every hierarchy, what the node sees as the top."""
+        """The cgroup that the node sees as the top, in every hierarchy."""
         return f"{self.cluster.cgroup}/node-{self.number}"
 
     @property
     def components_cgroup(self) -> str:
-        """Of the node's components and of all they start, containers aside."""
+        """The cgroup of the node's components and of all they start, containers aside."""
         return f"{self.cgroup}/components"
 
     @property
@@ -147,7 +159,7 @@ class NodeLayout:
         return f"{self.cgroup}/kubepods"
 
     def process(self, component: str) -> str:
-        """What the node's own instance of a component is called, by its PID file and its log."""
+        """Return the name of the node's instance of a component, of its PID file and its log."""
         return f"{component}-{self.number}"
 
 

@@ -1,4 +1,4 @@
-"""This machine's side of the network: a bridge that all nodes of a cluster are plugged into.
+"""The network on this machine's side: a bridge that all nodes of a cluster are plugged into.
 
 this machine             lpc-NAME, a bridge (host_ip)
                           |                  |
@@ -20,7 +20,7 @@ NEAR_PREFIX = 16
 
 
 class AddressInUseError(ClusterError):
-    """This machine has a route to addresses that the cluster would use."""
+    """A route of this machine leads to addresses that the cluster would use."""
 
     def __init__(self, network: IPv4Network, route: str) -> None:
         super().__init__(f"{network} is for the test cluster, but this machine routes {route}")
@@ -35,7 +35,7 @@ class Network:
         self._layout = layout
 
     def start(self) -> None:
-        """Raises AddressInUseError."""
+        """Make the bridge; raises AddressInUseError."""
         self._require_free_addresses()
         layout = self._layout
         ip(
@@ -45,7 +45,7 @@ class Network:
         )
 
     def remove(self) -> None:
-        """Of the links the kernel would take the nodes' ends away in its own time."""
+        """Remove the bridge and its ports; by itself the kernel removes the nodes' ends later."""
         ports = [node.host_interface for node in self._layout.nodes]
         for device in (*ports, self._layout.bridge):
             subprocess.run(
@@ -65,5 +65,5 @@ class Network:
 
 
 def ip(*commands: str, inside: Sequence[str] = ()) -> None:
-    """Runs commands of ip(8), `inside` being how to enter a namespace."""
+    """Run commands of iproute2. `inside`: the start of a command that enters a namespace."""
     subprocess.run([*inside, "ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)

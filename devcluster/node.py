@@ -1,17 +1,17 @@
 """A node: namespaces of its own, held open by one process.
 
-All components run inside. What they bind, mount and route is therefore out of this machine's
-sight, and goes when the last of them does; network.py has what is outside. Inside are
+All components run inside. So this machine does not see their sockets, mounts and routes, which go
+when the last component does. network.py has the part outside. Inside are
 
 - eth0 with the node's address, and pods0, the bridge of its pods. On the first node lo has
   `api_service_ip` too;
-- its processes alone, the holder being PID 1: a pod with `hostPID` finds the node's network
+- its processes alone, the holder being PID 1. A pod with `hostPID` finds the node's network
   namespace at /proc/1/ns/net, and no process of another node or of this machine;
-- in every cgroup hierarchy, as the top, the node's own cgroup: two kubelets do not take each
+- the node's own cgroup as the top of every cgroup hierarchy. So two kubelets do not take each
   other's pods for orphans, and an agent finds its own node's.
 
-Seen from this machine, processes and cgroups are there too, under other numbers and longer names: a
-node agent that is started beside the cluster finds the containers.
+This machine sees processes and cgroups too, under other numbers and longer names. So a node agent
+that is started beside the cluster finds the containers.
 """
 
 import subprocess
@@ -73,7 +73,7 @@ class Node:
         return self.layout.process(HOLDER)
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """The cluster's bridge is there."""
+        """Make the namespaces and the link to the cluster's bridge, which is there."""
         self._require_visible_state()
         self.layout.state_directory.mkdir()
         cgroups.create_everywhere(self.layout.cgroup)
@@ -89,22 +89,22 @@ class Node:
         self._link()
 
     def enter_network(self) -> list[str]:
-        """The start of a command that runs in the node's network namespace, and only in that."""
+        """Return the start of a command that runs in the node's network namespace alone."""
         return ["nsenter", f"--net={self._namespace('net')}", "--"]
 
     def enter(self) -> list[str]:
-        """The start of a command that runs on the node: in all of its namespaces."""
+        """Return the start of a command that runs on the node: in all of its namespaces."""
         kinds = {"net": "net", "mount": "mnt", "pid": "pid", "cgroup": "cgroup"}
         options = [f"--{option}={self._namespace(kind)}" for option, kind in kinds.items()]
         return ["nsenter", *options, "--"]
 
     def has_socket(self, path: str) -> bool:
-        """Whether there is a Unix socket at this path in the node's mount namespace."""
+        """Return True if a Unix socket is at this path in the node's mount namespace."""
         holder = self._processes.require_running(self.holder)
         return Path(f"/proc/{holder}/root{path}").is_socket()
 
     def is_listening(self, port: int) -> bool:
-        """Whether a TCP socket listens at this port in the node's network namespace."""
+        """Return True if a TCP socket listens at this port in the node's network namespace."""
         holder = self._processes.require_running(self.holder)
         # proc_net_tcp.rst: local address, remote address, state; in hexadecimal, 0A is LISTEN.
         sockets = [
@@ -115,11 +115,11 @@ class Node:
         )
 
     def add_address(self, address: IPv4Address) -> None:
-        """Gives the node another address of its own."""
+        """Give the node another address of its own."""
         ip(f"address add {address}/32 dev lo", inside=self.enter_network())
 
     def route(self, *routes: str) -> None:
-        """Adds routes: `DESTINATION via GATEWAY`."""
+        """Add routes: `DESTINATION via GATEWAY`."""
         ip(*(f"route add {route}" for route in routes), inside=self.enter_network())
 
     def _namespace(self, kind: str) -> str:
@@ -139,10 +139,10 @@ class Node:
             raise MaskedDirectoryError(directory)
 
     def _write_script(self) -> Path:
-        """What the holder does before it sleeps.
+        """Write the script that the holder runs before it sleeps.
 
-        The kubelet and runc need the mounts of the namespace to be shared: a volume that is
-        mounted later is to appear in containers that ask for that.
+        The kubelet and runc need shared mounts in the namespace: a volume that is mounted later
+        is to appear in containers that ask for that.
         """
         # -n: do not write to /run/mount, which is still the machine's.
         lines = ["mount -n --make-rshared /"]

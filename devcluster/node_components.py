@@ -1,4 +1,4 @@
-"""What runs on every node: containerd and the kubelet, their commands and configuration files."""
+"""The programs of every node, containerd and the kubelet: their commands and configuration."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class NodeComponents:
     programs: Programs
 
     def write_files(self) -> None:
-        """The node's directory is there, and so are the cluster's certificates."""
+        """Write the files into the node's directory, which is there, as are the certificates."""
         certificates = self.layout.cluster.certificates_directory
         kubeconfig.write(
             self._kubeconfig,
@@ -42,6 +42,7 @@ class NodeComponents:
         self._resolv_conf.write_text("")
 
     def command(self, component: str) -> list[str]:
+        """Return the command of a component."""
         commands = {CONTAINERD: self._containerd, KUBELET: self._kubelet}
         return commands[component]()
 

@@ -51,7 +51,7 @@ class ComponentDiedError(ClusterError):
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, for an error message."""
+    """Return the last lines of a log, for an error message."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def tail(log: Path) -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """In clock ticks since boot; None if there is no such process, or it is a zombie."""
+    """Return the clock ticks from boot to its start; None for a zombie or no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -83,7 +83,7 @@ class ProcessTable:
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], *, cgroup: str
     ) -> None:
-        """Starts it, in a session of its own: Ctrl-C in a terminal is not for it.
+        """Start it, in a session of its own: Ctrl-C in a terminal is not for it.
 
         The command is one of nsenter or unshare, which forks. `cgroup` is one below all others'.
         """
@@ -106,7 +106,7 @@ class ProcessTable:
         self._pid_file(name).write_text(f"{pid} {_start_time(pid)}")
 
     def _wait_for_fork(self, name: str, starter: subprocess.Popen[bytes]) -> int:
-        """The PID of the program that nsenter or unshare started."""
+        """Return the PID of the program that nsenter or unshare started."""
         found: list[int] = []
 
         def unmet() -> str | None:
@@ -120,10 +120,11 @@ class ProcessTable:
         return found[0]
 
     def log(self, name: str) -> Path:
+        """Return the path of its log."""
         return self._logs / f"{name}.log"
 
     def pid(self, name: str) -> int | None:
-        """Its PID while it runs."""
+        """Return its PID while it runs."""
         try:
             pid, started = self._pid_file(name).read_text().split()
         except (FileNotFoundError, ValueError):  # a starter that was killed may leave it empty
@@ -131,12 +132,13 @@ class ProcessTable:
         return int(pid) if _start_time(int(pid)) == started else None
 
     def require_running(self, name: str) -> int:
+        """Return its PID; raises ComponentDiedError."""
         if (pid := self.pid(name)) is None:
             raise ComponentDiedError(name, self.log(name))
         return pid
 
     def wait_for(self, what: str, name: str, unmet: Unmet) -> None:
-        """Waits while the process runs, and shows its log if that was in vain."""
+        """Wait while the process runs, and show its log if that was in vain."""
 
         def unmet_while_running() -> str | None:
             self.require_running(name)
@@ -148,7 +150,7 @@ class ProcessTable:
             raise ClusterStartError(error, name, self.log(name)) from error
 
     def terminate(self, name: str, *, grace_s: float = 5) -> None:
-        """Asks it to end, and kills it if it has not within its time."""
+        """Ask it to end, and kill it if it has not within its time."""
         if (pid := self.pid(name)) is not None:
             os.kill(pid, signal.SIGTERM)
             try:
@@ -158,14 +160,14 @@ class ProcessTable:
         self._forget(name)
 
     def kill(self, name: str) -> None:
-        """Ends it without asking."""
+        """End it without asking."""
         if (pid := self.pid(name)) is not None:
             os.kill(pid, signal.SIGKILL)
             self._wait_for_end(name, 10)
         self._forget(name)
 
     def kill_all(self) -> None:
-        """Kills them all and all they started, whether or not there is a PID file."""
+        """Kill them all and all they started, whether or not there is a PID file."""
         cgroups.kill_all_in(self._cgroup)
         # PID 1 of a namespace ends some time after it has left its cgroup: when all others have.
         for file in self._pids.glob("*"):

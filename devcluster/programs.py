@@ -60,18 +60,18 @@ class Programs:
 
     @property
     def search_path(self) -> str:
-        """For PATH: containerd looks there for its shim, and the shim for runc."""
+        """The folders for PATH: containerd finds its shim there, and the shim runc."""
         own = dict.fromkeys(str(path.parent) for path in self.paths.values())
         return ":".join([*own, "/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
 
 
 def kubernetes_version() -> str:
-    """The pinned version, as in v1.36.3."""
+    """Return the pinned version, as in v1.36.3."""
     return KUBERNETES_MODULE.version
 
 
 def obtain(say: Say) -> Programs:
-    """All programs. The first time this compiles Kubernetes, which takes minutes."""
+    """Return all programs. The first time this compiles Kubernetes, which takes minutes."""
     _require_tools()
     with one_at_a_time():
         kubernetes = _obtain_kubernetes(say)
@@ -122,7 +122,7 @@ def _obtain_kubernetes(say: Say) -> dict[str, Path]:
 
 
 def _link_flags() -> str:
-    """What Kubernetes' own build sets: without it every component calls itself v0.0.0."""
+    """Return the flags of Kubernetes' own build: without them every component is a v0.0.0."""
     version = kubernetes_version()
     major, minor, _ = version.removeprefix("v").split(".")
     values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
@@ -199,7 +199,7 @@ def _run(command: Sequence[str], directory: Path) -> subprocess.CompletedProcess
 
 
 def _require_runnable(runc: Path) -> None:
-    """Runc is the only one of them that links more than libc: libseccomp2."""
+    """Check that runc runs: it alone of them links more than libc, libseccomp2."""
     answer = subprocess.run([runc, "--version"], capture_output=True, text=True, check=False)
     if answer.returncode:
         raise MissingProgramsError(

@@ -20,7 +20,7 @@ class NotInTimeError(ClusterError):
 
 
 def wait_until(what: str, unmet: Unmet, *, seconds: float, interval_s: float = 0.2) -> None:
-    """Asks until nothing is missing. An exception that `unmet` raises ends the wait."""
+    """Poll until nothing is missing. An exception that `unmet` raises ends the wait."""
     deadline = time.monotonic() + seconds
     while True:
         is_last = time.monotonic() >= deadline  # before it: a question may take long

@@ -1,4 +1,4 @@
-"""A node of the cluster: its namespaces, and what runs in them on every node."""
+"""A node of the cluster: its namespaces, and the programs in them on every node."""
 
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from .programs import Programs
 
 
 class Worker:
-    """One node, from its namespaces to its kubelet. Whether it is ready the API server knows."""
+    """One node, from its namespaces to its kubelet. The API server knows if it is ready."""
 
     def __init__(
         self,
@@ -29,24 +29,28 @@ class Worker:
 
     @property
     def process_names(self) -> list[str]:
-        """Of what runs on every node; the holder of the namespaces first."""
+        """The names of the processes of every node; the holder of the namespaces first."""
         return [self.node.holder, *(self.layout.process(name) for name in NODE_COMPONENTS)]
 
     @property
     def kubelet(self) -> str:
+        """The name of the kubelet's process."""
         return self.layout.process(KUBELET)
 
     @property
     def containerd(self) -> str:
+        """The name of containerd's process."""
         return self.layout.process(CONTAINERD)
 
     def start(self) -> None:
-        """Its namespaces and containerd. The cluster's network and certificates are there."""
+        """Start its namespaces and containerd. The cluster's network and certificates are there."""
         self.node.start(self._environment)
         self._components.write_files()
         self._start(CONTAINERD)
 
     def wait_for_containerd(self) -> None:
+        """Wait until containerd serves."""
+
         def unmet() -> str | None:
             there = self.node.has_socket(CONTAINERD_SOCKET)
             return None if there else f"there is no {CONTAINERD_SOCKET}"
@@ -54,14 +58,15 @@ class Worker:
         self._processes.wait_for("containerd", self.containerd, unmet)
 
     def start_kubelet(self) -> None:
-        """It gives up if the API server does not answer."""
+        """Start the kubelet, which gives up if the API server does not answer."""
         self._start(KUBELET)
 
     def stop_kubelet(self) -> None:
+        """Stop the kubelet."""
         self._processes.terminate(self.kubelet)
 
     def run(self, name: str, command: list[str]) -> None:
-        """Starts a process of the control plane here."""
+        """Start a process of the control plane here."""
         self._processes.start(
             name,
             [*self.node.enter(), *command],
@@ -70,7 +75,7 @@ class Worker:
         )
 
     def load_image(self, archive: bytes) -> None:
-        """Imports the image of an OCI archive."""
+        """Import the image of an OCI archive."""
         ctr = [self._programs["ctr"], f"--address={CONTAINERD_SOCKET}", "--namespace=k8s.io"]
         answer = subprocess.run(
             [*self.node.enter(), *ctr, "images", "import", "-"],

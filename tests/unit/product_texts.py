@@ -19,7 +19,6 @@ import click
 ROOT = Path(__file__).parent.parent.parent
 PRODUCT = ("latencyprobe", "node_agent", "operator", "tools", "setup.py")
 BENCH = ("bench",)
-# The development cluster: its messages are held to the rules, its docstrings are those of tests.
 DEVCLUSTER = ("devcluster",)
 # Stands for each placeholder of a format string: a word without a meaning.
 PLACEHOLDER = "X"

@@ -55,7 +55,7 @@ def test_messages_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(messages_in(module))), complaints
 
 
-@pytest.mark.parametrize("module", modules(*PRODUCT, *BENCH))
+@pytest.mark.parametrize("module", modules(*PRODUCT, *BENCH, *DEVCLUSTER))
 def test_docstrings_are_plain_english(module: str) -> None:
     assert not (complaints := _complaints(docstrings_in(module))), complaints
 
