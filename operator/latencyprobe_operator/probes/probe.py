@@ -135,13 +135,8 @@ class Probe:
         self.update(body)
         stands = self._writer.describes(self._current.generation)
         if stands and self._current.spec and not self._idle_phase:
-            self._grant_grace(waits_for_agents=waits_for_agents)
-
-    def _grant_grace(self, *, waits_for_agents: bool) -> None:
-        if waits_for_agents:
-            self._schedule.await_agents(self._now())
-        else:
-            self._schedule.grant_grace(self._now(), self._current.interval_s)
+            interval_s = None if waits_for_agents else self._current.interval_s
+            self._schedule.grant_grace(_now(), interval_s)
 
     @property
     def phase(self) -> str:
@@ -187,15 +182,15 @@ class Probe:
         spec = self._current.spec
         if not self._pods.followed or not spec:
             return
-        now, wall = self._now(), self._wall_clock()
+        now, wall = _now(), self._wall_clock()
         is_whole = self._intake.take(node, report, self._pods.placed, spec, at=now, wall=wall)
         if is_whole and self._schedule.take_report(node, now):
             self._poked.set()
 
     def expect_reports(self) -> None:
         """Note that agents are connected to from now on: so long they have to report."""
-        if self._schedule.in_grace(self._now()):
-            self._grant_grace(waits_for_agents=False)
+        if self._schedule.in_grace(_now()):
+            self._schedule.grant_grace(_now(), self._current.interval_s)
             self.poke()
 
     def poke(self) -> None:
@@ -253,7 +248,7 @@ class Probe:
                 self._decide()
                 has_news = True
             # A report brings no other news to a probe that runs than its figures.
-            if has_news or self._writer.phase != Phase.RUNNING or self._is_due(self._now()):
+            if has_news or self._writer.phase != Phase.RUNNING or self._is_due(_now()):
                 await self._update_status()
 
     async def _wait(self) -> None:
@@ -264,7 +259,7 @@ class Probe:
         except TimeoutError:
             self._has_news = True
         pause = pause_s(
-            self._now(),
+            _now(),
             self._writer.last_write,
             last_check=self._last_check,
             due=self._next_check(),
@@ -273,10 +268,10 @@ class Probe:
 
     def _next_check(self) -> float:
         return self._schedule.next_check(
-            self._now(),
+            _now(),
             self._current.interval_s,
             idle=self._figures_stand,
-            reported=not self._earlier_stands(self._now()),
+            reported=not self._earlier_stands(_now()),
             remaining_s=None
             if self._idle_phase
             else self._current.remaining_s(self._steady_clock()),
@@ -299,15 +294,12 @@ class Probe:
         is_of_spec = self._writer.describes(self._current.generation)
         return in_grace and is_of_spec and not self._gatherer.all_reported()
 
-    def _prolong_grace(self, now: float) -> None:
-        if self._schedule.may_prolong_grace(now):
-            attaching = self._gatherer.awaits_agents()
-            self._schedule.prolong_grace(now, self._current.interval_s, attaching=attaching)
-
     async def _update_status(self) -> None:
         """Write the status, if it is due or people wait for the change."""
-        self._last_check = now = self._now()
-        self._prolong_grace(now)
+        self._last_check = now = _now()
+        self._schedule.prolong_grace(
+            now, self._current.interval_s, attaching=self._gatherer.awaits_agents
+        )
         if self._earlier_stands(now):
             return
         self._schedule.end_grace()
@@ -315,7 +307,8 @@ class Probe:
         if due and self._pods.followed and self._current.spec:
             await self._gatherer.fetch_worst(self._current.spec, at=now)
         facts = await self._facts_in_turn()
-        if not due and not self._writer.turns(self._outline(facts)):
+        shape = outline(facts, now=timestamp(self._wall_clock()))
+        if not due and not self._writer.turns(shape):
             return
         found = await self._draft(facts, now)
         if facts.generation != self._current.generation or facts.phase is not self._idle_phase:
@@ -330,7 +323,7 @@ class Probe:
         if part:
             delay_s = await self._writer.write(part)
             if delay_s is not None:
-                self._schedule.mark_failed(self._now())
+                self._schedule.mark_failed(_now())
                 await asyncio.sleep(delay_s)
                 self.poke()
         await self._announce(facts, found, now)
@@ -353,11 +346,12 @@ class Probe:
         """
         async with self._building.of(self.key.namespace):
             await asyncio.sleep(0)
-            return self._facts(self._now())
+            return self._facts(_now())
 
     async def _draft(self, facts: ProbeFacts, now: float) -> Draft:
         async with self._building.of(self.key.namespace):
-            facts = await self._with_figures(facts, now)
+            if self._current.spec and self._pods.followed:
+                facts = await self._gatherer.with_figures(facts, self._current.spec, at=now)
             await asyncio.sleep(0)
             found = self._build(facts)
         if self._pods.followed and not self._is_over:
@@ -392,20 +386,12 @@ class Probe:
         # When it ends, the last figures are written though they had no news.
         return {**self._writer.previous, **self._figures.whole()}
 
-    async def _with_figures(self, facts: ProbeFacts, now: float) -> ProbeFacts:
-        if not self._current.spec or not self._pods.followed:
-            return facts
-        return await self._gatherer.with_figures(facts, self._current.spec, at=now)
-
-    def _outline(self, facts: ProbeFacts) -> Document:
-        return outline(facts, now=timestamp(self._wall_clock()))
-
     def _build(self, facts: ProbeFacts) -> Draft:
         now = timestamp(self._wall_clock())
         light = draft_without_pods(facts, now=now, can_hold=self._writer.can_hold)
         draft = light or Draft(build(facts, now=now))
         return dataclasses.replace(draft, judgements=facts.objectives)
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -5,6 +5,8 @@ All times are seconds of one monotonic clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # Between two writes; and changes within the second time are written together.
 _SHORTEST_PAUSE_S = 1.0
 _GATHER_S = 0.1
@@ -39,28 +41,30 @@ class StatusSchedule:
         self._grace_until = 0.0
         self._attaching = False
 
-    def await_agents(self, now: float) -> None:
-        """Let the status of an earlier operator stand until this one connects to the agents."""
-        self._grace_until = self._longest_grace_until = now + _LONGEST_GRACE_S
+    def grant_grace(self, now: float, interval_s: float | None) -> None:
+        """Let the status of an earlier operator stand until agents can have reported.
 
-    def grant_grace(self, now: float, interval_s: float) -> None:
-        """Let the status of an earlier operator stand until agents can have reported."""
-        self._grace_until = now + interval_s + _GRACE_S
-        self._longest_grace_until = max(now + _LONGEST_GRACE_S, self._grace_until)
+        `interval_s`: None as long as this operator does not connect to the agents.
+        """
+        self._longest_grace_until = now + _LONGEST_GRACE_S
+        self._grace_until = self._longest_grace_until
+        if interval_s is not None:
+            self._grace_until = now + interval_s + _GRACE_S
+            self._longest_grace_until = max(self._longest_grace_until, self._grace_until)
 
-    def may_prolong_grace(self, now: float) -> bool:
-        """Decide whether agents that are yet to attach prolong the grace."""
-        return now < self._longest_grace_until
-
-    def prolong_grace(self, now: float, interval_s: float, *, attaching: bool) -> None:
+    def prolong_grace(
+        self, now: float, interval_s: float, *, attaching: Callable[[], bool]
+    ) -> None:
         """Let it stand longer if agents are yet to attach, or were at the last call.
 
         Once they have attached, they get as long to report as all others.
         """
-        if attaching or self._attaching:
+        if now >= self._longest_grace_until:
+            return
+        were_attaching, self._attaching = self._attaching, attaching()
+        if self._attaching or were_attaching:
             until = min(now + interval_s + _GRACE_S, self._longest_grace_until)
             self._grace_until = max(self._grace_until, until)
-        self._attaching = attaching
 
     def in_grace(self, now: float) -> bool:
         """Decide whether the status stands while reports of nodes are missing."""

@@ -134,7 +134,7 @@ def test_the_status_of_an_earlier_operator_stands_for_an_interval_and_some_secon
 
 def test_the_status_stands_until_the_operator_connects_to_agents_but_not_for_ever() -> None:
     schedule = StatusSchedule()
-    schedule.await_agents(100)
+    schedule.grant_grace(100, None)
 
     assert next_check(schedule, 100) == 220
     assert not schedule.in_grace(220)
@@ -145,8 +145,9 @@ def test_the_status_stands_until_the_operator_connects_to_agents_but_not_for_eve
 def test_the_grace_is_prolonged_while_agents_attach_and_counts_from_then_on() -> None:
     schedule = StatusSchedule()
     schedule.grant_grace(100, INTERVAL_S)
-    for now, attaching in ((115, True), (125, True), (138, False), (145, False)):
-        schedule.prolong_grace(now, INTERVAL_S, attaching=attaching)
+    answers = iter((True, True, False, False))
+    for now in (115, 125, 138, 145):
+        schedule.prolong_grace(now, INTERVAL_S, attaching=lambda: next(answers))
 
     assert next_check(schedule, 145) == 138 + 15
 
@@ -155,7 +156,7 @@ def test_the_grace_of_agents_that_never_attach_ends() -> None:
     schedule = StatusSchedule()
     schedule.grant_grace(100, INTERVAL_S)
     for now in range(100, 300, 10):
-        schedule.prolong_grace(now, INTERVAL_S, attaching=True)
+        schedule.prolong_grace(now, INTERVAL_S, attaching=lambda: True)
 
     assert schedule.in_grace(219.9)
     assert not schedule.in_grace(220)
@@ -164,7 +165,7 @@ def test_the_grace_of_agents_that_never_attach_ends() -> None:
 def test_a_long_interval_is_waited_for_in_full() -> None:
     schedule = StatusSchedule()
     schedule.grant_grace(100, 600)
-    schedule.prolong_grace(700, 600, attaching=True)
+    schedule.prolong_grace(700, 600, attaching=lambda: True)
 
     assert schedule.in_grace(704.9)
     assert not schedule.in_grace(705)
@@ -173,10 +174,8 @@ def test_a_long_interval_is_waited_for_in_full() -> None:
 def test_a_grace_that_has_ended_is_not_prolonged() -> None:
     schedule = StatusSchedule()
     schedule.grant_grace(100, INTERVAL_S)
-    assert schedule.may_prolong_grace(101)
     schedule.end_grace()
-    assert not schedule.may_prolong_grace(101)
-    schedule.prolong_grace(101, INTERVAL_S, attaching=True)
+    schedule.prolong_grace(101, INTERVAL_S, attaching=lambda: True)
 
     assert not schedule.in_grace(101)
 
