@@ -651,7 +651,7 @@ async def test_an_agent_that_never_attaches_is_waited_for_in_bounds(
         assert world.writes
 
 
-async def test_a_spec_that_is_edited_meanwhile_is_answered_at_once(world: World) -> None:
+async def test_a_spec_that_is_edited_while_agents_connect_is_answered_at_once(world: World) -> None:
     world.status, world.agent_state = EARLIER, NodeState.CONNECTING
     async with running(world, {**probe_body(interval="10s"), "status": EARLIER}) as probe:
         world.show(pod("a"))
