@@ -34,6 +34,7 @@ OTHER_SOURCES = sorted(
         "proto/latencyprobe/**/*.proto",
         "tests/**/*.sh",
         "tools/setup-*",
+        "tools/system-packages",
         "tools/sign-*",
     )
     for path in ROOT.glob(pattern)

@@ -51,7 +51,7 @@ class KeptDocument:
 
 
 class WorstPod(NamedTuple):
-    """The pod in a status that people look at first, and its verdict."""
+    """The pod in a status that people read of first, and its verdict."""
 
     node: object
     name: object

@@ -294,7 +294,7 @@ class StatusWriter:
 def _kept_free(before: WorstPod | None, after: WorstPod | None) -> int:
     """Return the bytes that rows with the same worst pod as before leave for those with another.
 
-    People look at the worst pod first. So noise of the others must not take the bytes for it.
+    People read of the worst pod first. So noise of the others must not take the bytes for it.
     """
     return MAX_BYTES if before == after else 0
 

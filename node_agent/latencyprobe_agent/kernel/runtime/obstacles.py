@@ -60,8 +60,8 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
     ),
     Obstacle.UNSEEN_END: _Effect(
         ("tx.host", "tx.total"),
-        "packets are unmatched that leave the node by no device: a process of the node receives "
-        "them (a kubelet that probes the pod), or they are dropped",
+        "packets are unmatched that no device of the node transmits: a process of the node "
+        "receives them (a kubelet that probes), or they are dropped",
         is_partial=False,
     ),
     Obstacle.MPTCP: _Effect(
