@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -29,6 +30,7 @@ from tests.live.targets import until
 
 Start = Callable[..., KernelEngine]
 DROPPED = 7
+COUNTED = StageCoverage("drops", CoverageState.ACTIVE)
 
 NODE_DROPS = """
 table inet node {{
@@ -93,6 +95,15 @@ def drops(engine: KernelEngine, slot: int) -> dict[str, int]:
     return {name: count for name, count in counters.items() if name.startswith("drops")}
 
 
+def are_missing(engine: KernelEngine) -> bool:
+    """Whether this kernel tells no reason of a drop, as the coverage then says: before 5.17."""
+    rows = {each.name: each for each in engine.coverage}
+    if rows.get("drops", COUNTED).state is not CoverageState.UNAVAILABLE:
+        return False
+    assert "added in Linux 5.17" in rows["drops"].reason
+    return True
+
+
 def send_datagrams(client: Pod, address: str, count: int = DROPPED) -> None:
     with udp_socket(client.namespace) as sending:
         for number in range(count):
@@ -109,10 +120,13 @@ async def test_datagrams_that_the_node_drops_have_reason_and_kernel_function(
         send_datagrams(client, server.address)
         assert dropped_by(host) == DROPPED
         counted = drops(engine, CLIENT)
+        assert drops(engine, SERVER) == {}
+        if are_missing(engine):
+            assert counted == {}
+            return
         assert counted.pop("drops.NETFILTER_DROP") == DROPPED
         assert list(counted.values()) == [DROPPED]
         assert re.fullmatch(r"dropsIn\.nf\w+", next(iter(counted)))
-        assert drops(engine, SERVER) == {}
 
 
 async def test_programs_without_types_count_the_same(start_engine: Start) -> None:
@@ -157,7 +171,8 @@ async def test_connects_whose_syn_the_node_drops_are_counted(start_engine: Start
                 asking.connect_ex((server.address, PORT))
         sent = dropped_by(host)
         assert sent == DROPPED
-        assert drops(engine, CLIENT)["drops.NETFILTER_DROP"] == DROPPED
+        counted = drops(engine, CLIENT)
+        assert counted == {} if are_missing(engine) else counted["drops.NETFILTER_DROP"] == DROPPED
 
 
 async def test_segments_that_the_node_drops_are_counted_at_their_sender(
