@@ -154,9 +154,14 @@ def _work(board: Board) -> None:
 
 
 def _operator(board: Board) -> None:
-    def rate(metric: str, legend: str) -> Query:
-        return Query(f"sum(rate(latencyprobe_operator_{metric}_total[{RECENT}]))", legend)
+    def rate_of_all(metric: str) -> str:
+        return f"sum(rate(latencyprobe_operator_{metric}_total[{RECENT}]))"
 
+    def rate(metric: str, legend: str) -> Query:
+        return Query(rate_of_all(metric), legend)
+
+    # A node has a series since its first fault. Before that, there are none while reports come in.
+    corrupt = f"{rate_of_all('corrupt_reports')} or 0 * {rate_of_all('reports')}"
     end = "certificate_end_timestamp_seconds"
     ends = f"latencyprobe_{end}{{{_OWN}}} or latencyprobe_operator_{end}"
     board.row(
@@ -177,7 +182,7 @@ def _operator(board: Board) -> None:
             "Messages in a second",
             "Reports that came in, statuses that were written, and faults of both.",
             rate("reports", "reports"),
-            rate("corrupt_reports", "corrupt reports"),
+            Query(corrupt, "corrupt reports"),
             rate("status_writes", "status writes"),
             rate("status_write_failures", "failed status writes"),
         ),
