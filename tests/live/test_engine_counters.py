@@ -183,7 +183,8 @@ async def test_windows_that_close_are_counted_at_both_ends(start_engine: Start, 
         kernel = kernel_counts(server.namespace)
     asking, answering = counters(engine)
     assert answering["zeroWindowsSent"] == kernel["TcpExtTCPToZeroWindowAdv"] >= 10
-    assert asking["zeroWindowsReceived"] == answering["zeroWindowsSent"]
+    # A timer's probe of the window is answered, too.
+    assert asking["zeroWindowsReceived"] in counts_of(answering["zeroWindowsSent"])
 
 
 def gap(engine: KernelEngine, counter: str) -> CoverageState | None:
