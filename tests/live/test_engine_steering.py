@@ -9,8 +9,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -79,6 +79,31 @@ async def sent_to_a_busy_cpu(
     return took
 
 
+@asynccontextmanager
+async def steered_by_nic(
+    start: Start, *, on_devices: bool
+) -> AsyncIterator[tuple[KernelEngine, int, Callable[[], None], Callable[[], Moment]]]:
+    """An engine that has seen a NIC steer to a CPU; how to send by the NIC, and to read at once."""
+    cpu, *_ = sorted(os.sched_getaffinity(0))
+    with pods_on_bridge(2) as (host, (client, server)), nic(host) as device:
+        steer(host, "nic0", cpu)
+        engine = await watched(start, host, client, server, on_devices=on_devices)
+        with udp_socket(server.namespace, server.address, PORT) as reading:
+
+            def send() -> None:
+                device.send(server.address, b"d")
+
+            def read_at_once() -> Moment:
+                return until_read(reading.recv)
+
+            def send_one() -> None:
+                send()
+                read_at_once()
+
+            await until_steering_is_seen(engine, send_one)
+            yield engine, cpu, send, read_at_once
+
+
 def assert_waits_are_in(received: Measurement, stage: str, other: str, took: Durations) -> None:
     # What a softirq receives that interrupts a thread hidden from tracers, is hidden as well.
     samples, missing = account_for(received, "rx.total")
@@ -124,24 +149,8 @@ async def test_the_wait_for_the_cpu_that_a_pods_device_steers_to_is_found_in_rx_
 async def test_the_wait_for_the_cpu_that_a_nic_steers_to_is_found_in_rx_softirq(
     start_engine: Start, *, on_devices: bool
 ) -> None:
-    cpu, *_ = sorted(os.sched_getaffinity(0))
-    with pods_on_bridge(2) as (host, (client, server)), nic(host) as device:
-        steer(host, "nic0", cpu)
-        engine = await watched(start_engine, host, client, server, on_devices=on_devices)
-        with udp_socket(server.namespace, server.address, PORT) as reading:
-
-            def send() -> None:
-                device.send(server.address, b"d")
-
-            def read_at_once() -> Moment:
-                return until_read(reading.recv)
-
-            def send_one() -> None:
-                send()
-                read_at_once()
-
-            await until_steering_is_seen(engine, send_one)
-            took = await sent_to_a_busy_cpu(cpu, send, read_at_once)
+    async with steered_by_nic(start_engine, on_devices=on_devices) as (engine, cpu, send, read):
+        took = await sent_to_a_busy_cpu(cpu, send, read)
         received = engine.read()[SERVER]
     assert_waits_are_in(received, "rx.softirq", "rx.host", took)
 
@@ -151,30 +160,18 @@ async def test_packets_whose_place_another_steered_one_takes_are_lost_and_never_
     start_engine: Start, monkeypatch: pytest.MonkeyPatch, *, on_devices: bool
 ) -> None:
     monkeypatch.setattr(loading, "received_bits", lambda cpus: 3)
-    cpu, *_ = sorted(os.sched_getaffinity(0))
-    with pods_on_bridge(2) as (host, (client, server)), nic(host) as device:
-        steer(host, "nic0", cpu)
-        engine = await watched(start_engine, host, client, server, on_devices=on_devices)
-        with udp_socket(server.namespace, server.address, PORT) as reading:
-
-            def send_one() -> None:
-                device.send(server.address, b"d")
-                until_read(reading.recv)
-
-            await until_steering_is_seen(engine, send_one)
-            engine.read()
-            least_ns: list[int] = []
-            with without_softirqs(cpu), away_from(cpu):
-                for _ in range(BURSTS):
-                    await asyncio.sleep(0.003)
-                    sent = [
-                        Moment.of(lambda: device.send(server.address, b"d")) for _ in range(STEERED)
-                    ]
-                    read = [until_read(reading.recv) for _ in range(STEERED)]
-                    least_ns += (
-                        ended.not_before_ns - began.not_after_ns
-                        for began, ended in zip(sent, read, strict=True)
-                    )
+    async with steered_by_nic(start_engine, on_devices=on_devices) as (engine, cpu, send, read):
+        engine.read()
+        least_ns: list[int] = []
+        with without_softirqs(cpu), away_from(cpu):
+            for _ in range(BURSTS):
+                await asyncio.sleep(0.003)
+                sent = [Moment.of(send) for _ in range(STEERED)]
+                got = [read() for _ in sent]
+                least_ns += (
+                    ended.not_before_ns - began.not_after_ns
+                    for began, ended in zip(sent, got, strict=True)
+                )
         received = engine.read()[SERVER]
     samples, missing = account_for(received, "rx.total")
     assert received.stage("rx.total").lost > STEERED

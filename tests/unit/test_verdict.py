@@ -724,6 +724,14 @@ def test_a_failure_is_charged_a_second(counters: dict[str, int], bottleneck: Bot
     assert judge(well + Measurement(counters=counters)).bottleneck is bottleneck
 
 
+def gave_up(count: int, each_ns: int, stood_ns: list[int]) -> Measurement:
+    """Quick packets, and connects: so many given up after `each_ns`, and others that stood."""
+    counters = {"connectAborted": count, "connectAbortedNs": count * each_ns}
+    connects = {"tcp.connect": StageMeasurement(Histogram.of(stood_ns))} if stood_ns else {}
+    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
+    return well + Measurement(connects, counters)
+
+
 @pytest.mark.parametrize(
     ("stood", "given_up", "each_ns", "bottleneck"),
     [
@@ -742,10 +750,7 @@ def test_a_failure_is_charged_a_second(counters: dict[str, int], bottleneck: Bot
 def test_connects_that_are_given_up_late_count_with_their_time(
     stood: int, given_up: int, each_ns: int, bottleneck: Bottleneck
 ) -> None:
-    counters = {"connectAborted": given_up, "connectAbortedNs": given_up * each_ns}
-    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
-    connects = {"tcp.connect": StageMeasurement(Histogram.of([MS] * stood))} if stood else {}
-    verdict = judge(well + Measurement(connects, counters))
+    verdict = judge(gave_up(given_up, each_ns, [MS] * stood))
     assert verdict.bottleneck is bottleneck
     if bottleneck is Bottleneck.CONNECT_FAILURES:
         assert verdict.waiting_ns["ConnectFailures"] == given_up * each_ns
@@ -759,19 +764,14 @@ def test_connects_that_are_given_up_late_count_with_their_time(
     ],
 )
 def test_connects_are_given_up_late_by_the_time_of_most_others(others: list[int]) -> None:
-    counters = {"connectAborted": 200, "connectAbortedNs": 200 * 250 * MS}
-    connects = {"tcp.connect": StageMeasurement(Histogram.of(others))}
-    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
-    verdict = judge(well + Measurement(connects, counters))
+    verdict = judge(gave_up(200, 250 * MS, others))
     assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
     assert verdict.waiting_ns["ConnectFailures"] == 200 * 250 * MS
 
 
 def test_the_loser_of_a_race_over_a_long_path_is_no_failure() -> None:
-    counters = {"connectAborted": 200, "connectAbortedNs": 200 * 150 * MS}
-    connects = {"tcp.connect": StageMeasurement(Histogram.of([140 * MS] * 200))}
-    well = measured(200, rx_socket=20 * US, tx_stack=10 * US)
-    assert "ConnectFailures" not in judge(well + Measurement(connects, counters)).waiting_ns
+    raced = gave_up(200, 150 * MS, [140 * MS] * 200)
+    assert "ConnectFailures" not in judge(raced).waiting_ns
 
 
 def test_early_ends_of_connects_hide_no_lost_syns_of_others() -> None:
