@@ -56,27 +56,39 @@ def other_node(host: Namespace) -> Iterator[Namespace]:
         yield far
 
 
+ENDS = ((NIC_ADDRESS, FAR_ADDRESS), (FAR_ADDRESS, NIC_ADDRESS))
+AddTunnel = Callable[[ExitStack, Namespace, Namespace], None]
+
+
 def add_tunnel(stack: ExitStack, host: Namespace, far: Namespace, *kind: str) -> None:
     """A device `tunnel` at both ends; the guest's own would stay after the test."""
-    for node, here, there in ((host, NIC_ADDRESS, FAR_ADDRESS), (far, FAR_ADDRESS, NIC_ADDRESS)):
+    for node, (here, there) in zip((host, far), ENDS, strict=True):
         local = ("local", here) if kind[0] == "ipip" else ()
-        node.ip("link", "add", "tunnel", "type", *kind, *local, "remote", there)
+        remote = () if kind[0] == "wireguard" else ("remote", there)
+        node.ip("link", "add", "tunnel", "type", *kind, *local, *remote)
         node.ip("link", "set", "tunnel", "up")
     stack.callback(host.ip, "link", "delete", "tunnel")
 
 
 @contextmanager
-def behind_ipip() -> Iterator[SetUp]:
-    """A pod of a routed host, and one at the other end of an IPIP tunnel, as Calico has them."""
-    load("ipip")
+def through_tunnel(add: AddTunnel) -> Iterator[SetUp]:
+    """A pod of a routed host, and one at the other end of a tunnel."""
     with ExitStack() as stack:
         host, (pod,) = stack.enter_context(pods.pods_on_routes(1))
         far = stack.enter_context(other_node(host))
-        add_tunnel(stack, host, far, "ipip")
+        add(stack, host, far)
         far.ip("address", "add", f"{BEYOND}/24", "dev", "tunnel")
         host.ip("route", "add", f"{BEYOND}/32", "dev", "tunnel")
         directory = stack.enter_context(cgroup(far.name))
         yield host, pod, Pod(far, directory, BEYOND, "")
+
+
+@contextmanager
+def behind_ipip() -> Iterator[SetUp]:
+    """As Calico has them."""
+    load("ipip")
+    with through_tunnel(lambda *nodes: add_tunnel(*nodes, "ipip")) as set_up:
+        yield set_up
 
 
 @contextmanager
@@ -120,35 +132,28 @@ class _Key:
 
 def add_wireguard(stack: ExitStack, host: Namespace, far: Namespace) -> None:
     """A device `tunnel` at both ends, whose packets each end encrypts for the other."""
-    keys = {node.name: _Key() for node in (host, far)}
-    for node, peer, there in ((host, far, FAR_ADDRESS), (far, host, NIC_ADDRESS)):
-        node.ip("link", "add", "tunnel", "type", "wireguard")
+    add_tunnel(stack, host, far, "wireguard")
+    nodes, keys = (host, far), (_Key(), _Key())
+    for node, own, other, (_, there) in zip(nodes, keys, keys[::-1], ENDS, strict=True):
         with tempfile.NamedTemporaryFile("w", suffix=".key") as private:
-            private.write(keys[node.name].private)
+            private.write(own.private)
             private.flush()
             node.execute(
                 *("wg", "set", "tunnel", "private-key", private.name, "listen-port", "51820"),
-                *("peer", keys[peer.name].public, "allowed-ips", "0.0.0.0/0"),
+                *("peer", other.public, "allowed-ips", "0.0.0.0/0"),
                 *("endpoint", f"{there}:51820"),
             )
-        node.ip("link", "set", "tunnel", "up")
-    stack.callback(host.ip, "link", "delete", "tunnel")
 
 
 @contextmanager
 def behind_wireguard() -> Iterator[SetUp]:
-    """A pod of a routed host, and one at the other end of a WireGuard tunnel, as Cilium makes."""
+    """As Cilium has them."""
     load("wireguard")
-    with ExitStack() as stack:
-        host, (pod,) = stack.enter_context(pods.pods_on_routes(1))
-        far = stack.enter_context(other_node(host))
-        add_wireguard(stack, host, far)
-        far.ip("address", "add", f"{BEYOND}/24", "dev", "tunnel")
-        host.ip("route", "add", f"{BEYOND}/32", "dev", "tunnel")
-        with connection(far, pod.namespace, pod.address):
+    with through_tunnel(add_wireguard) as set_up:
+        _, pod, other = set_up
+        with connection(other.namespace, pod.namespace, pod.address):
             pass  # the handshake of WireGuard
-        directory = stack.enter_context(cgroup(far.name))
-        yield host, pod, Pod(far, directory, BEYOND, "")
+        yield set_up
 
 
 @contextmanager
