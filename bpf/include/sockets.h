@@ -96,6 +96,18 @@ struct dialogue {
 	u32 last_peer;	/* who sent the last datagram; 0: a reader was faster */
 };
 
+/* How regularly a server speaks, and how regularly after a request: see note_pace(). */
+struct pace {
+	u64 piece_ns;  /* when its last bytes were sent, or came */
+	u32 interval;  /* the mean one from its last bytes to its next answer */
+	u32 wait;      /* the mean one from a request to its answer; both in units, scaled */
+	u32 reference; /* one of the last waits */
+	u8 votes;      /* for its own pace */
+	u8 turns;      /* so far, modulo 256 */
+	u8 is_twice;   /* one side was seen to speak again, after a pause, unanswered */
+	u8 reserved;
+};
+
 /* The side that sent last, and when: see turns.bpf.c. */
 struct turns {
 	u64 read_ns;	 /* when the application last read */
@@ -111,6 +123,7 @@ struct turns {
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
 	u8 overlaps;	   /* how often both sides were seen to speak at once: see note_overlap() */
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
+	struct pace pace;
 };
 
 struct socket_state {

@@ -46,9 +46,74 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 	turns->past = 0;
 }
 
+/*
+ * Two streams that cross resemble requests and answers wherever their pieces alternate. So each answer
+ * is predicted twice: from the server's last bytes, as the next piece of a stream, and from the request.
+ * Where the first is at least twice as exact in most turns, the server keeps its own pace. A client that
+ * asks as soon as it has its answer never makes that so: both are equally exact then. One that asks by
+ * a clock, while the answers become steadily slower, would resemble a stream; but streams overtake each
+ * other, so one side is seen to speak twice.
+ *
+ * A wait is predicted by the mean and by one of up to 8 turns ago, and the better one counts: a service
+ * that is slow at once surprises both for a few turns only.
+ */
+#define PACE_UNIT_SHIFT 10	     /* 1.024 us */
+#define SHORTEST_INTERVAL (1U << 10) /* 1 ms: what comes more often costs no wait worth a name */
+#define LONGEST_INTERVAL (1U << 27)  /* 137 s */
+#define PACE_MEAN_SHIFT 4	     /* a new one is a sixteenth of the mean */
+#define PACE_REFERENCE_TURNS 8
+#define VOTES_OF_A_PACE 12
+#define MOST_VOTES 24
+
+static __always_inline u32 apart(u32 left, u32 right)
+{
+	return left > right ? left - right : right - left;
+}
+
+static __always_inline u32 moved(u32 mean, u32 value)
+{
+	return mean + value - (mean >> PACE_MEAN_SHIFT);
+}
+
+/* An answer begins now, `wait_ns` after its request. */
+static __always_inline void note_pace(struct pace *pace, u64 wait_ns, u64 now)
+{
+	u64 interval = at_least_0(now - pace->piece_ns) >> PACE_UNIT_SHIFT;
+	u64 wait = wait_ns >> PACE_UNIT_SHIFT;
+	u32 by_request;
+
+	if (!pace->piece_ns || interval < SHORTEST_INTERVAL || interval > LONGEST_INTERVAL ||
+	    wait > LONGEST_INTERVAL)
+		return;
+	if (!pace->interval) {
+		pace->interval = interval << PACE_MEAN_SHIFT;
+		pace->wait = wait << PACE_MEAN_SHIFT;
+		pace->reference = wait;
+		return;
+	}
+	by_request = apart(wait, pace->wait >> PACE_MEAN_SHIFT);
+	if (apart(wait, pace->reference) < by_request)
+		by_request = apart(wait, pace->reference);
+	if (apart(interval, pace->interval >> PACE_MEAN_SHIFT) * 2 < by_request)
+		pace->votes += pace->votes < MOST_VOTES;
+	else
+		pace->votes -= pace->votes > 0;
+	pace->interval = moved(pace->interval, interval);
+	pace->wait = moved(pace->wait, wait);
+	pace->turns++;
+	if (!(pace->turns % PACE_REFERENCE_TURNS))
+		pace->reference = wait;
+}
+
+static __always_inline bool keeps_own_pace(struct pace *pace)
+{
+	return pace->is_twice && pace->votes >= VOTES_OF_A_PACE;
+}
+
 static __always_inline bool is_multiplex(struct turns *turns)
 {
-	return (turns->overlaps & OVERLAPS) >= OVERLAPS_OF_A_MULTIPLEX;
+	return (turns->overlaps & OVERLAPS) >= OVERLAPS_OF_A_MULTIPLEX ||
+	       keeps_own_pace(&turns->pace);
 }
 
 static __always_inline void note_overlap(struct turns *turns)
@@ -112,6 +177,25 @@ static __always_inline void end_turn(struct config *config, struct socket_state 
 		record_for(config, state->owners, stage, ns);
 	else
 		unmatched_for(config, state->owners, stage, 1);
+}
+
+static __always_inline u64 pause_of(u64 round_trip_us)
+{
+	u64 pause_ns = round_trip_us * 1000 * PAUSE_ROUND_TRIPS;
+
+	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
+}
+
+/* The server speaks: after a pause, though nothing was asked since it spoke last, if `is_unasked`. */
+static __always_inline void note_speech(struct pace *pace, struct tcp_sock *tp, bool is_unasked,
+					u64 now)
+{
+	u64 quiet_ns = at_least_0(now - pace->piece_ns);
+
+	if (is_unasked && pace->piece_ns && quiet_ns > PAUSE_NS &&
+	    quiet_ns > pause_of(READ(tp, rtt_min.s[0].v)))
+		pace->is_twice = 1;
+	pace->piece_ns = now;
 }
 
 /* Received and not read. An in-order FIN counts in rcv_nxt, tcp_fin(); its reading in copied_seq. */
@@ -204,6 +288,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	}
 	if (turns->turn_seq == copied_seq) { /* the answer goes on, or it is unasked */
 		note_unasked(config, state, tp, now);
+		note_speech(&turns->pace, tp, true, now);
 		return;
 	}
 	end_answer(config, state, sk, tp, now);
@@ -215,18 +300,14 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		is_certain = false;
 	}
 	/* else it was read outside of the time slice, or unseen */
-	if (turns->read_ns && turns->read_seq != turn_seq)
+	if (turns->read_ns && turns->read_seq != turn_seq) {
+		note_pace(&turns->pace, now - turns->read_ns, now);
 		end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
+	}
+	note_speech(&turns->pace, tp, false, now);
 	turns->doubt = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
-}
-
-static __always_inline u64 pause_of(u64 round_trip_us)
-{
-	u64 pause_ns = round_trip_us * 1000 * PAUSE_ROUND_TRIPS;
-
-	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
 }
 
 /* Why a turn may be no request with one answer. */
@@ -247,6 +328,7 @@ static __always_inline void continue_own_request(struct turns *turns, struct tcp
 	    at_least_0(now - READ(tp, tcp_wstamp_ns)) <= pause_of(READ(tp, rtt_min.s[0].v)))
 		return;
 	turns->doubt = READ(tp, snd_una) == write_seq ? PAUSED_UNANSWERED : PAUSED_BY_CLIENT;
+	turns->pace.is_twice = 1;
 }
 
 /* The client's own pauses were the smaller part of its wait. A stream at a steady pace has none such. */
@@ -297,12 +379,15 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 	bool is_certain;
 
 	turns->is_known = 1;
-	if (!turns->request_ns) {
+	if (!turns->request_ns)
 		note_unasked(config, state, tp, now);
+	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq)) {
+		/* sent before the peer saw the request: of an earlier reply, or unasked */
+		note_speech(&turns->pace, tp, true, now);
 		return;
 	}
-	if (!is_after(ack_seq, turns->request_seq))
-		return; /* sent before the peer saw the request: of an earlier reply, or unasked */
+	note_pace(&turns->pace, now - turns->request_ns, now);
+	note_speech(&turns->pace, tp, false, now);
 	is_certain = !turns->doubt || is_mostly_the_peers(turns, tp, now);
 	if (!is_certain && turns->doubt == PAUSED_UNANSWERED)
 		note_overlap(turns);
@@ -334,6 +419,7 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 		if (!turns->read_ns)
 			return; /* read while no slice was open: an answer may have gone unseen */
 		note_overlap(turns);
+		turns->pace.is_twice = 1;
 		note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
 	}
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -245,6 +246,60 @@ async def test_two_streams_that_cross_are_no_requests(start_engine: Start, pair:
             ask_with_a_pause(both)
     measured = engine.read()
     assert app(measured[SERVER]) == peer(measured[CLIENT]) == (0, 6)
+
+
+@contextmanager
+def at_own_pace(gap_ms: float) -> Iterator[Iterator[int]]:
+    """Numbers, of which one comes in each gap; no delay adds up."""
+    began = time.monotonic()
+
+    def beats() -> Iterator[int]:
+        for beat in itertools.count():
+            delay(max(0.0, (began + beat * gap_ms / 1e3 - time.monotonic()) * 1e3))
+            yield beat
+
+    yield beats()
+
+
+async def test_two_streams_that_cross_in_turns_are_no_requests(
+    start_engine: Start, pair: Pair
+) -> None:
+    """The server is the faster one: each piece of the client has one of the server after it."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    turns = 60
+    with open_between(client, server) as both, at_own_pace(gap_ms=5) as beats:
+        for beat in itertools.islice(beats, turns * 10):
+            if beat % 10 == 0:
+                both.client.sendall(REQUEST)
+                read_all(both.server, len(REQUEST))
+            if beat % 7 == 3:
+                both.server.sendall(REPLY)
+                read_all(both.client, len(REPLY))
+    measured = engine.read()
+    for samples, unmatched in (app(measured[SERVER]), peer(measured[CLIENT])):
+        assert samples + unmatched == turns
+        assert samples < turns / 2
+
+
+async def test_answers_to_a_client_of_its_own_pace_are_measured_though_they_slow_down(
+    start_engine: Start, pair: Pair
+) -> None:
+    """They come in two parts with a pause, so the server was heard unasked; one is slow at once."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    turns = 40
+    with open_between(client, server) as both, at_own_pace(gap_ms=60) as beats:
+        for turn in itertools.islice(beats, turns):
+            both.client.sendall(REQUEST)
+            read_all(both.server, len(REQUEST))
+            delay(2 if turn < turns / 2 else 30 + turn % 3)
+            for _ in range(2):
+                both.server.sendall(REPLY)
+                read_all(both.client, len(REPLY))
+                delay(5)
+    measured = engine.read()
+    assert app(measured[SERVER]) == peer(measured[CLIENT]) == (turns, 0)
 
 
 async def test_pipelined_requests_are_never_paired_wrongly(start_engine: Start, pair: Pair) -> None:

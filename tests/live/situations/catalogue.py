@@ -29,8 +29,8 @@ __all__ = [
 # Strict: a row that has become right is taken off, and any other that is not right fails.
 NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset()
 
-# Right or not as the machine's other load has it: a busy CPU makes readers late, too. The recorded
-# evidence is right.
+# Right or not as the machine's other load has it: a busy CPU makes readers late, too. Streams of
+# one pace resemble requests until they overtake each other. The recorded evidence is right.
 RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
     {
         ("server_speaks_first_and_streams", End.CLIENT),
