@@ -44,6 +44,7 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 	turns->read_ns = bpf_ktime_get_ns();
 	turns->turn_seq = turns->read_seq = READ(tp, copied_seq);
 	turns->past = 0;
+	__builtin_memset(&turns->pace, 0, sizeof(turns->pace));
 }
 
 /*
