@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_percentile
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.stages import BY_NAME
@@ -182,7 +183,7 @@ class Attention:
         """Yield the missed objectives as sentences."""
         for each, value_ns in self.known:
             if each.is_missed(value_ns):
-                yield f"objective missed: {each.figures(value_ns)}"
+                yield of_percentile(value_ns, f"objective missed: {each.figures(value_ns)}")
 
     def met(self) -> Iterator[str]:
         """Yield the figures of the objectives that are met."""

@@ -14,6 +14,7 @@ from functools import cached_property
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, LONG_ANSWER_NS, Attention
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_count
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import PATIENCE_FACTOR
@@ -239,7 +240,8 @@ class Losses:
         is_noteworthy = DEFAULT_BOUNDS.add_up(ns, count, among)
         mean = format_ns(ns // count)
         figure = f"{count:,} connects had no answer when this side gave up, after {mean} on average"
-        return Wait(Bottleneck.CONNECT_FAILURES, ns, is_noteworthy, None, (figure,))
+        figures = (of_count(count, figure),)
+        return Wait(Bottleneck.CONNECT_FAILURES, ns, is_noteworthy, None, figures)
 
     @cached_property
     def _drops(self) -> Mapping[str, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.evidence import of_count
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, are_many, pending_of_kind
 
@@ -77,7 +78,7 @@ class NameServers:
         if not left_ns:
             return Wait(Bottleneck.DNS, 0, False)
         figure = f"{self._lost:,} of {self._asked:,} queries to port 53 had no reply"
-        return Wait(Bottleneck.DNS, left_ns, True, None, (figure,))
+        return Wait(Bottleneck.DNS, left_ns, True, None, (of_count(self._lost, figure),))
 
     def _of_repeated(self) -> Wait:
         """Return the wait until queries were sent again, without those that had a reply then.
@@ -89,4 +90,5 @@ class NameServers:
             return Wait(Bottleneck.DNS, 0, False)
         is_noteworthy = DEFAULT_BOUNDS.add_up(left_ns, count, self._asked)
         figure = f"{count:,} of {self._asked:,} queries to port 53 had no reply until sent again"
-        return Wait(Bottleneck.DNS, left_ns, is_noteworthy, "udp.response", (figure,))
+        figures = (of_count(count, figure),)
+        return Wait(Bottleneck.DNS, left_ns, is_noteworthy, "udp.response", figures)

@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_count, of_time
 from latencyprobe.domain.histogram import LARGEST_SUM
 from latencyprobe.domain.stages import Module
 
@@ -167,10 +168,11 @@ def describe(kind: PendingKind, pending: Pending) -> str:
     if sockets and sockets != count:
         text += f" in {sockets:,} socket{'' if sockets == 1 else 's'}"
     if not pending.oldest_ns:
-        return text
+        return of_count(count, text)
     age = format_ns(pending.oldest_ns)
     at_least = "at least " if pending.oldest_ns == LONGEST_PENDING_NS else ""
-    return f"{text}{', the oldest' if count > 1 else ''} for {at_least}{age}"
+    text += f"{', the oldest' if count > 1 else ''} for {at_least}{age}"
+    return of_time(pending.oldest_ns, text)
 
 
 def joint_pending(

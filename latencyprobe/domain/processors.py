@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.cgroups import cgroup_text
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import EvidenceLine, of_count, of_percentile, of_share, of_time
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
 from latencyprobe.domain.stages import waits_for_cgroups
 
@@ -55,7 +56,8 @@ def cpu_delay(measurement: Measurement, node: NodeMeasurement) -> CPUDelay:
     """Return how long the target's threads waited for a CPU; by the best account that there is."""
     delay = _by_switches(measurement) or _by_quota(measurement) or _by_readers(measurement)
     if delay.cause is Bottleneck.CPU_CONTENTION and (stolen := _stolen(node)) >= _LEAST_STOLEN:
-        figure = f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)"
+        text = f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)"
+        figure = of_share(stolen, text)
         return CPUDelay(Bottleneck.NODE_STEAL, delay.mean_ns, (*delay.figures, figure))
     return delay
 
@@ -65,13 +67,15 @@ def _by_switches(measurement: Measurement) -> CPUDelay | None:
     runqueue = measurement.stage("sched.runqueue").histogram
     if not runqueue.count:
         return None
-    p50, p99 = (format_ns(runqueue.percentile(percent)) for percent in (50, 99))
-    figures = [f"sched.runqueue of all its threads: p50 {p50}, p99 {p99}"]
+    p50_ns, p99_ns = (runqueue.percentile(percent) for percent in (50, 99))
+    text = f"sched.runqueue of all its threads: p50 {format_ns(p50_ns)}, p99 {format_ns(p99_ns)}"
+    figures = [of_percentile(p99_ns, text)]
     waited = {name: measurement.counters.get(name, 0) for name in _WAITED}
     most = max(waited, key=lambda name: waited[name])
     if not waited[most]:
         return CPUDelay(Bottleneck.CPU_CONTENTION, runqueue.mean_ns, tuple(figures))
-    figures.append(", ".join(f"{name} {format_ns(ns)}" for name, ns in waited.items() if ns))
+    text = ", ".join(f"{name} {format_ns(ns)}" for name, ns in waited.items() if ns)
+    figures.append(of_time(waited[most], text))
     cause = _WAITED[most]
     if cause is Bottleneck.CPU_THROTTLED:
         figures += _quota_figures(measurement)
@@ -105,12 +109,13 @@ def _quota(measurement: Measurement) -> tuple[int, int, int]:
     return periods, throttled, stopped_ns
 
 
-def _quota_figures(measurement: Measurement) -> tuple[str, ...]:
+def _quota_figures(measurement: Measurement) -> tuple[EvidenceLine, ...]:
     periods, throttled, stopped_ns = _quota(measurement)
     if not throttled:
         return ()
     each = format_ns(round(stopped_ns / throttled))
-    return (f"the CPU limit stopped it in {throttled:,} of {periods:,} periods, for {each} each",)
+    text = f"the CPU limit stopped it in {throttled:,} of {periods:,} periods, for {each} each"
+    return (of_count(throttled, text),)
 
 
 def _by_readers(measurement: Measurement) -> CPUDelay:
@@ -119,7 +124,8 @@ def _by_readers(measurement: Measurement) -> CPUDelay:
     reads = measurement.stage("rx.socket").histogram.count
     if not waited_ns or not reads:
         return NO_DELAY
-    figure = f"the threads that read waited {format_ns(waited_ns)} for a CPU (readerDelayNs)"
+    text = f"the threads that read waited {format_ns(waited_ns)} for a CPU (readerDelayNs)"
+    figure = of_time(waited_ns, text)
     return CPUDelay(Bottleneck.CPU_CONTENTION, round(waited_ns / reads), (figure,))
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from latencyprobe.domain.attention import MIN_SAMPLES, Bounds
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_time
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.wait import Wait
 
@@ -102,6 +103,9 @@ class RoundTrips:
     def _figures(self) -> tuple[str, str]:
         least, grown, stacks = map(format_ns, (self.least_ns, self.growth_ns, self.stacks_ns))
         return (
-            f"the path's least round trip is {least}; this node's stack takes {stacks}",
-            f"the round trip has grown by {grown} on average: queueing",
+            of_time(
+                self.least_ns,
+                f"the path's least round trip is {least}; this node's stack takes {stacks}",
+            ),
+            of_time(self.growth_ns, f"the round trip has grown by {grown} on average: queueing"),
         )

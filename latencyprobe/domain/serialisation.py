@@ -129,8 +129,8 @@ def _plain(value: Any) -> Any:
 def _converted(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, str):
-        return printable(value)
+    if isinstance(value, str):  # of a class of its own, which not every writer takes
+        return printable(str(value))
     if isinstance(value, Mapping):
         return {_plain(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

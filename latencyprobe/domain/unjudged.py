@@ -17,6 +17,7 @@ from latencyprobe.domain.attention import (
     Attention,
 )
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_count, of_time
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import (
     FIRST_ANSWERS,
@@ -182,7 +183,8 @@ def _without_answer(measurement: Measurement) -> Iterator[Unjudged]:
     requests = count + answers.histogram.count + answers.unmatched
     if are_many(count, requests):
         found = f"{count:,} requests had no answer when their connection ended"
-        yield Unjudged(f"{found}, after {format_ns(ns // count)} on average", _NO_ANSWER)
+        text = f"{found}, after {format_ns(ns // count)} on average"
+        yield Unjudged(of_count(count, text), _NO_ANSWER)
 
 
 def _without_reply(attention: Attention) -> Iterator[Unjudged]:
@@ -201,7 +203,7 @@ def _resets(measurement: Measurement) -> Iterator[Unjudged]:
     requests = max(measurement.stage(name).histogram.count for name in _REQUESTS)
     if are_many(resets, requests):  # some programs reset a connection to close it
         found = f"{resets:,} resets ended connections, beside {requests:,} requests or connections"
-        yield Unjudged(found, _RESETS)
+        yield Unjudged(of_count(resets, found), _RESETS)
 
 
 def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
@@ -211,7 +213,8 @@ def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
         is_long = answers.mean_ns >= LONG_ANSWER_NS and answers.sum_ns >= OPEN_TOO_LONG_NS
         if unmatched <= answers.count < MIN_SAMPLES and is_long:
             found = f"{answers.count} answers, {format_ns(answers.mean_ns)} on average"
-            yield Unjudged(f"{name}: {found}; a verdict needs {MIN_SAMPLES}", _FEW_ANSWERS)
+            text = f"{name}: {found}; a verdict needs {MIN_SAMPLES}"
+            yield Unjudged(of_time(answers.mean_ns, text), _FEW_ANSWERS)
 
 
 def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
@@ -220,7 +223,7 @@ def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
         if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= LONG_ANSWER_NS:
             mean = format_ns(transfers.mean_ns)
             line = f"{name}: {mean} on average from the first byte of an answer to the last"
-            yield Unjudged(line, _ENDS_ARE_LATE)
+            yield Unjudged(of_time(transfers.mean_ns, line), _ENDS_ARE_LATE)
 
 
 def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:
@@ -234,7 +237,8 @@ def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:
         opened = [measurement.stage(stage).histogram.count for stage in opened_by]
         if are_many(count, min((n for n in opened if n >= count), default=max(opened))):
             mean = format_ns(ns // count)
-            yield Unjudged(f"{count:,} connections {what.format(mean)} on average", next_step)
+            text = f"{count:,} connections {what.format(mean)} on average"
+            yield Unjudged(of_count(count, text), next_step)
 
 
 def _untimed(measurement: Measurement) -> Iterator[Unjudged]:
@@ -244,4 +248,4 @@ def _untimed(measurement: Measurement) -> Iterator[Unjudged]:
         turns = answers.count + untimed
         if untimed > answers.count and turns >= MIN_SAMPLES:
             found = f"{name}: {untimed:,} of {turns:,} turns were not one request with one answer"
-            yield Unjudged(found, _OVERLAPS)
+            yield Unjudged(of_count(untimed, found), _OVERLAPS)

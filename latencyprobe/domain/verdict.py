@@ -19,6 +19,7 @@ from latencyprobe.domain.causes import (
     Cause,
 )
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_count, of_percentile, of_time
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.losses import drops_that_may_matter
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
@@ -200,9 +201,9 @@ def _without_node(verdict: Verdict) -> Verdict:
 
 
 def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> Iterator[str]:
-    seen = [f"{name} {counters[name]:,}" for name in names if counters.get(name)]
-    if seen:
-        yield f"during the window {where}: {', '.join(seen)}"
+    seen = {name: counters[name] for name in names if counters.get(name)}
+    for text in shown(seen):
+        yield of_count(next(iter(seen.values())), f"during the window {where}: {text}")
 
 
 def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Module]) -> Verdict:
@@ -242,10 +243,11 @@ def _accuse(measurement: Measurement, wait: Wait, share: float, waits: Sequence[
 
 
 def _percentiles(name: str, histogram: Histogram) -> str:
-    p50, p99 = (format_ns(histogram.percentile(percent)) for percent in (50, 99))
-    return (
-        f"{name}: {format_ns(histogram.mean_ns)} on average, p50 {p50}, p99 {p99}, "
-        f"{histogram.count:,} times"
+    p50_ns, p99_ns = (histogram.percentile(percent) for percent in (50, 99))
+    return of_percentile(
+        p99_ns,
+        f"{name}: {format_ns(histogram.mean_ns)} on average, p50 {format_ns(p50_ns)}, "
+        f"p99 {format_ns(p99_ns)}, {histogram.count:,} times",
     )
 
 
@@ -267,7 +269,7 @@ def _in_all(chosen: Wait, waits: Sequence[Wait]) -> Iterator[str]:
     """Yield the seconds of waiting, and other causes that are worth attention, if there are."""
     others = [wait for wait in _longest(waits) if wait.is_noteworthy and wait is not chosen]
     if others:
-        yield f"in all {format_ns(chosen.ns)}; also {_listed(others)}"
+        yield of_time(chosen.ns, f"in all {format_ns(chosen.ns)}; also {_listed(others)}")
 
 
 def _listed(waits: Iterable[Wait]) -> str:
@@ -286,7 +288,9 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
     slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
     met = "; ".join(attention.met())
     evidence = (
-        f"99 % of the packets take at most {format_ns(_p99(slowest))}",
+        of_percentile(
+            _p99(slowest), f"99 % of the packets take at most {format_ns(_p99(slowest))}"
+        ),
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
@@ -296,9 +300,9 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
 
 def _worth_attention(waits: Iterable[Wait]) -> Iterator[str]:
     """Yield the causes that are worth attention, none of which is the verdict."""
-    listed = _listed(wait for wait in waits if wait.is_noteworthy and wait.ns)
-    if listed:
-        yield f"waiting: {listed}"
+    noteworthy = [wait for wait in waits if wait.is_noteworthy and wait.ns]
+    if noteworthy:
+        yield of_time(noteworthy[0].ns, f"waiting: {_listed(noteworthy)}")
 
 
 def _first_step(others: Sequence[Unjudged]) -> str:
@@ -321,11 +325,12 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
         without = stage.unmatched + stage.lost
         packets = stage.histogram.count + without
         if without > _UNKNOWN_SHARE * packets:
-            yield f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
+            text = f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
+            yield of_count(without, text)
     drops = drops_that_may_matter(measurement.counters)
-    failures = shown({**counted(measurement, _FAILURES), **drops})
-    if failures:
-        yield f"failures: {failures[0]}"
+    failures = {**counted(measurement, _FAILURES), **drops}
+    for text in shown(failures):
+        yield of_count(next(iter(failures.values())), f"failures: {text}")
 
 
 def _insufficient(
@@ -333,7 +338,8 @@ def _insufficient(
 ) -> Verdict:
     measurement = attention.measurement
     most = max(measurement.stage(total).histogram.count for total in TOTALS)
-    evidence = [f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"]
+    too_few = f"{most} packets in the window; a verdict needs {MIN_SAMPLES}"
+    evidence: list[str] = [of_count(most, too_few)]
     worth_attention = list(_worth_attention(waits))
     evidence += worth_attention
     others = unjudged(attention)
@@ -347,7 +353,8 @@ def _insufficient(
         next_step = _NOT_SEEN
     elif _is_without_data(measurement) and Module.RX in modules:
         opened = measurement.stage("tcp.handshake").histogram.count
-        evidence.append(f"{opened:,} connections of clients were opened, without any data seen")
+        text = f"{opened:,} connections of clients were opened, without any data seen"
+        evidence.append(of_count(opened, text))
         next_step = _NO_DATA_CAME
     else:
         next_step = _MORE_TRAFFIC

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS, Bounds
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.evidence import of_count
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 
@@ -50,7 +51,8 @@ def shown(counters: Mapping[str, int]) -> tuple[str, ...]:
     """Return counters as one sentence; none without counters."""
     if not counters:
         return ()
-    return (", ".join(f"{name} {count:,}" for name, count in counters.items()),)
+    text = ", ".join(f"{name} {count:,}" for name, count in counters.items())
+    return (of_count(next(iter(counters.values())), text),)
 
 
 def pending_of_kind(measurement: Measurement, kind: str) -> Pending:

@@ -20,6 +20,7 @@ from latencyprobe.domain.attention import (
 )
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import of_count, of_share, of_time
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.losses import Losses
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
@@ -194,7 +195,8 @@ class _Ledger:
         figures: tuple[str, ...] = ()
         if self._histogram("rx.wakeup").count and self._reading_ns:
             part = self._reading_cpu_ns / self._reading_ns
-            figures = (f"rx.wakeup, the reader waiting for a CPU, is {part:.0%} of it",)
+            text = f"rx.wakeup, the reader waiting for a CPU, is {part:.0%} of it"
+            figures = (of_share(part, text),)
         own_ns = self._reading_ns - self._reading_cpu_ns
         is_noteworthy = self._is_noteworthy("rx.socket")
         yield Wait(Bottleneck.SLOW_READER, own_ns, is_noteworthy, "rx.socket", figures)
@@ -245,7 +247,7 @@ class _Ledger:
         ns, count = counters.get("heldBackByPeerNs", 0), counters.get("heldBackByPeer", 0)
         received = self._histogram("rx.total").count
         figure = f"{count:,} times the peer's next piece came only after this side's delayed ACK"
-        figures = (figure,) if count else ()
+        figures = (of_count(count, figure),) if count else ()
         is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, received)
         return Wait(Bottleneck.HELD_BACK, ns, is_noteworthy, None, figures)
 
@@ -255,7 +257,7 @@ class _Ledger:
         ns, count = counters.get("ownWindowFullNs", 0), counters.get("ownWindowFull", 0)
         messages = max(self._number("app.response"), self._number("peer.response"))
         figure = f"in {count:,} round trips the peer used up the receive window of this side"
-        figures = (figure,) if count else ()
+        figures = (of_count(count, figure),) if count else ()
         is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, messages)
         return Wait(Bottleneck.RECEIVE_WINDOW, ns, is_noteworthy, None, figures)
 
@@ -304,7 +306,8 @@ class _Ledger:
         if not (are_many and are_most) or self._peers_answers().is_noteworthy:
             return ()
         each = format_ns(self._histogram("peer.response").mean_ns)
-        return (f"{requests // answers:,} requests to peers for each answer, {each} each",)
+        number = requests // answers
+        return (of_count(number, f"{number:,} requests to peers for each answer, {each} each"),)
 
     @property
     def _answering_ns(self) -> int:
@@ -338,7 +341,8 @@ class _Ledger:
         is_noteworthy &= left_ns >= _LEAST_OF_PEER * waited_ns
         if not is_noteworthy:
             return Wait(Bottleneck.PEER, left_ns, False, "peer.response")
-        figure = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
+        text = f"the network accounts for about {format_ns(trip_ns)} of each (tcp.rtt)"
+        figure = of_time(trip_ns, text)
         figures = (figure, *self._own_part_is_unknown(), *_alike(answers))
         return Wait(Bottleneck.PEER, left_ns, True, "peer.response", figures)
 
@@ -347,10 +351,11 @@ class _Ledger:
         answers = self.measurement.stage("app.response")
         is_slow = _are_turns(answers) and self._is_noteworthy("app.response")
         if is_slow and self._time_ns("peer.response") > self._time_ns("app.response"):
-            mean = format_ns(answers.histogram.mean_ns)
-            yield (
-                f"its own answers take {mean} (app.response), of which its own part is not known: "
-                "it waits for several peers at once, or apart from answers"
+            mean_ns = answers.histogram.mean_ns
+            yield of_time(
+                mean_ns,
+                f"its own answers take {format_ns(mean_ns)} (app.response), of which its own part "
+                "is not known: it waits for several peers at once, or apart from answers",
             )
 
     def _replies(self) -> Wait:
@@ -412,7 +417,7 @@ class _Ledger:
             return Wait(Bottleneck.PEER, 0, False)
         mean = format_ns(ns // count)
         figure = f"{count:,} requests had no answer when this side closed, after {mean} on average"
-        return Wait(Bottleneck.PEER, left_ns, True, None, (figure,))
+        return Wait(Bottleneck.PEER, left_ns, True, None, (of_count(count, figure),))
 
     def _for_a_cpu(self) -> Wait:
         """Return all that is charged to the CPU, of the waits for threads."""

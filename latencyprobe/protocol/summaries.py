@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from google.protobuf.duration_pb2 import Duration
 
 from latencyprobe.domain.causes import CAUSES, Bottleneck
+from latencyprobe.domain.evidence import EvidenceLine, Kind, Unit
 from latencyprobe.domain.measurement import Measurement, largest_counters
 from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
 from latencyprobe.domain.report import StageReport, TargetReport
@@ -58,6 +59,7 @@ _MAX_EVIDENCE = 32
 # Of one sentence.
 _MAX_TEXT_LENGTH = 400
 _CAUSES = {str(cause): str(cause) for cause in Bottleneck}
+_KINDS_AND_UNITS = {str(word): str(word) for word in (*Kind, *Unit)}
 # An operator keeps the same texts for all pods.
 _NEXT_STEPS = {text: text for text in ("", *NEXT_STEPS)}
 _UNKNOWN_NEXT_STEP = (
@@ -171,7 +173,7 @@ def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:
     return pb.Verdict(
         bottleneck=verdict.bottleneck,
         share_percent=verdict.share_percent,
-        evidence=[pb.Evidence(text=text) for text in verdict.evidence],
+        evidence=[_evidence_to_proto(each) for each in verdict.evidence],
         next_step=verdict.next_step,
         stage=verdict.stage or "",
         culprit=verdict.culprit,
@@ -179,10 +181,34 @@ def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:
     )
 
 
+def _evidence_to_proto(evidence: str) -> pb.Evidence:
+    if not isinstance(evidence, EvidenceLine):
+        return pb.Evidence(text=evidence)
+    return pb.Evidence(
+        kind=evidence.kind, figure=evidence.figure, unit=evidence.unit, text=evidence
+    )
+
+
+def _evidence_from_proto(message: pb.Evidence, field: str) -> str:
+    text = bounded(message.text, _MAX_TEXT_LENGTH)
+    if not message.kind:
+        return text
+    if not 0 <= message.figure <= LARGEST_NUMBER:
+        raise CorruptMessageError(f"{field}.figure", f"invalid number {message.figure}")
+    kind, unit = (
+        _KINDS_AND_UNITS.get(each) or bounded(each, MAX_NAME_LENGTH)
+        for each in (message.kind, message.unit)
+    )
+    return EvidenceLine(text, kind, message.figure, unit)
+
+
 def _verdict_from_proto(message: pb.Verdict) -> Verdict:
     check_length("verdict.evidence", len(message.evidence), _MAX_EVIDENCE)
     check_whole_percent(message.share_percent, "verdict.share_percent")
-    evidence = tuple(bounded(each.text, _MAX_TEXT_LENGTH) for each in message.evidence)
+    evidence = tuple(
+        _evidence_from_proto(each, f"verdict.evidence[{index}]")
+        for index, each in enumerate(message.evidence)
+    )
     try:
         bottleneck = Bottleneck(message.bottleneck)
     except ValueError:

@@ -10,7 +10,9 @@ import json
 
 import pytest
 
-from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, NO_NAME_SERVER, Bottleneck
+from latencyprobe.domain.durations import format_ns
+from latencyprobe.domain.evidence import EvidenceLine, Unit
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import (
     Measurement,
@@ -33,6 +35,10 @@ def verdict(bottleneck: Bottleneck, next_step: str = "") -> Verdict:
     return Verdict(bottleneck, 0, ("some figures",), next_step)
 
 
+IN_WORDS = {
+    "all answers take about as long: those of polls that end by a time-out do, too",
+    *(each.because for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER)),
+}
 RECORDED = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
@@ -52,6 +58,19 @@ def test_the_verdict_on_recorded_evidence_names_the_cause(name: str, end: End) -
     truth = f"the truth, on {evidence.kernel}: {recording.truth}"
     assert reached.next_step in NEXT_STEPS
     assert (grade is not Grade.RIGHT) is is_known, f"{grade}: {reached}; {truth}"
+
+
+@pytest.mark.parametrize("end", list(End))
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_program_gets_the_figure_of_each_sentence_with_one(name: str, end: End) -> None:
+    reached = judge(load(name).of(end))
+    for line in reached.evidence:
+        if not isinstance(line, EvidenceLine):
+            assert line in IN_WORDS or line.startswith("the longest for "), line
+            continue
+        is_time = line.unit == Unit.NS
+        shown = format_ns(round(line.figure)) if is_time else f"{line.figure:,.0f}"
+        assert shown in line, (line, line.figure)
 
 
 def test_a_situation_that_is_known_not_to_be_right_is_one_of_the_catalogue() -> None:

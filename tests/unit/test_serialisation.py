@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import pytest
 
+from latencyprobe.domain.evidence import of_count
 from latencyprobe.domain.serialisation import document_of, written
 
 
@@ -50,6 +51,11 @@ class Values:
 )
 def test_each_field_is_written_by_its_rule(value: Inner | Ruled, document: object) -> None:
     assert document_of(value) == document
+
+
+def test_a_text_of_a_class_of_its_own_becomes_a_plain_one() -> None:
+    line = of_count(3, "3 resets")
+    assert type(document_of(Ruled(message=line))["message"]) is str
 
 
 def test_values_become_what_json_knows() -> None:

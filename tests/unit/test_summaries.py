@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from latencyprobe.domain import unjudged
 from latencyprobe.domain import verdict as verdict_module
 from latencyprobe.domain.causes import CAUSES, Bottleneck
+from latencyprobe.domain.evidence import EvidenceLine
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packed_figures import PackedFigures
@@ -146,6 +148,25 @@ def test_the_largest_counters_of_a_pod_are_sent_and_the_others_counted() -> None
     assert len(summary_from_proto(summary_to_proto(merged)).merged.counters) == MAX_OPEN_COUNTERS
 
 
+def test_evidence_arrives_with_its_figures() -> None:
+    lines = ("only words", EvidenceLine("9 % of it", "share", 9.0, "percent"))
+    verdict = Verdict(Bottleneck.NONE, 0, lines, "")
+    pod = PodReport("uid", "a", (), 0, TargetReport((), {}, {}, verdict))
+    words, share = pod_from_proto(pod_to_proto(pod)).report.verdict.evidence
+    assert (words, share) == lines
+    assert not isinstance(words, EvidenceLine)
+    assert isinstance(share, EvidenceLine)
+    assert (share.kind, share.figure, share.unit) == ("share", 9.0, "percent")
+
+
+def test_a_newer_agents_kind_of_evidence_arrives_printable() -> None:
+    line = pb.Evidence(kind="odds\x1b", figure=3, unit="dice", text="3 to 1")
+    verdict = pb.Verdict(bottleneck="None", evidence=[line])
+    (shown,) = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict)).report.verdict.evidence
+    assert isinstance(shown, EvidenceLine)
+    assert (shown, shown.kind, shown.unit) == ("3 to 1", "odds\\x1b", "dice")
+
+
 def test_an_unknown_verdict_of_a_newer_agent_is_shown_as_evidence() -> None:
     verdict = pb.Verdict(bottleneck="Gremlins\x1b", next_step="Feed them.")
     report = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict)).report
@@ -220,6 +241,10 @@ def _a_pod(spoil: Callable[[pb.PodReport], object]) -> Callable[[], object]:
     return lambda: pod_from_proto(message)
 
 
+def _with_figure(figure: float) -> Callable[[pb.PodReport], object]:
+    return lambda m: m.verdict.evidence.add(kind="share", figure=figure)
+
+
 def _repeat(name: str, count: int) -> Callable[[pb.ProbeSummary], object]:
     return lambda m: m.scores.extend(
         [pb.PodScore(pod_uid=f"{name}{index // 2}") for index in range(count)]
@@ -259,6 +284,10 @@ def _repeat(name: str, count: int) -> Callable[[pb.ProbeSummary], object]:
         (
             _a_pod(lambda m: m.verdict.evidence.extend([pb.Evidence(text="x")] * 33)),
             "verdict.evidence",
+        ),
+        *(
+            (_a_pod(_with_figure(figure)), "verdict.evidence[0].figure")
+            for figure in (-1.0, math.nan, math.inf, 2.0**60)
         ),
     ],
 )
