@@ -19,6 +19,7 @@ WINDOW_SECONDS = 300
 # The names of pods that are measured, the second only if the first came too early.
 TURNS = ("first", "second")
 JOB = {"kind": "job"}
+UNTIL_DONE = "--exit-when-done"
 NO_ROW, NO_END = "no row", "its end"
 
 Json = dict[str, Any]
@@ -44,7 +45,7 @@ def server(product: Product) -> str:
 
 def client(server: str, name: str = "client") -> Json:
     """A container that connects in its first millisecond, asks for two seconds, and ends."""
-    options = ["--rate", str(RATE), "--count", str(REQUESTS), "--exit-when-done"]
+    options = ["--rate", str(RATE), "--count", str(REQUESTS), UNTIL_DONE]
     return {
         "name": name,
         "image": WORKLOAD_IMAGE,
@@ -207,6 +208,26 @@ def test_an_init_container_is_measured_from_its_first_packet(product: Product, s
         run_to_its_end(product, made)
         (name,) = pods_of(product, turn)
         wait_for_all(product, {name: sent})
+
+    in_time(measure)
+
+
+def test_a_sidecar_is_measured_from_its_first_packet(product: Product, server: str) -> None:
+    """It begins before the pod's own container, stays beside it, and ends after it."""
+    sent = {"connects": 2, "requests": 2 * REQUESTS, "responses": 2 * REQUESTS}
+
+    def measure(turn: str) -> None:
+        sidecar = {**client(server, "sidecar"), "restartPolicy": "Always"}
+        sidecar["args"] = [each for each in sidecar["args"] if each != UNTIL_DONE]
+        made = job(turn, product.namespace, 1, client(server))
+        made["spec"]["template"]["spec"] |= {
+            "initContainers": [sidecar],
+            "terminationGracePeriodSeconds": 1,
+        }
+        run_to_its_end(product, made)
+        (name,) = pods_of(product, turn)
+        row = rows(wait_for_all(product, {name: sent}), {name})[name]
+        assert row["containers"] == ["client", "sidecar"]
 
     in_time(measure)
 
