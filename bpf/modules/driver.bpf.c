@@ -259,14 +259,28 @@ static __always_inline void end_with_driver(struct config *config, struct drivin
 #endif
 }
 
+/*
+ * napi_consume_skb() leaves an skb to the CPU that allocated it: skb_attempt_defer_free(), commit
+ * e20dfbad8aab, 6.19. No event distinguishes this from a free on that CPU.
+ */
+static __always_inline void note_deferred_free(struct config *config, struct sk_buff *skb)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
+	if (READ(skb, alloc_cpu) == bpf_get_smp_processor_id())
+		note_obstacle(config, OBSTACLE_DEFERRED_FREE);
+#endif
+}
+
 /* consume_skb(), napi_consume_skb(), net/core/skbuff.c; net_tx_action() for dev_consume_skb_irq() */
 int on_consume_sent(u64 *ctx)
 {
+	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct config *config = get_config();
-	struct driving *element = take_from_driver((struct sk_buff *)ctx[0], config);
+	struct driving *element = take_from_driver(skb, config);
 
 	if (!element)
 		return 0;
+	note_deferred_free(config, skb);
 	if (element->owners)
 		end_with_driver(config, element);
 	else

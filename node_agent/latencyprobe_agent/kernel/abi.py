@@ -120,6 +120,8 @@ class Obstacle(IntEnum):
     """Packets between pods of the node that no device of the node transmits: see NO_ARRIVAL."""
     UNSEEN_END = 10
     """Packets that a process of the node received, or whose drop no hook saw."""
+    DEFERRED_FREE = 11
+    """Packets that may have been freed later than their driver gave them back."""
 
 
 NR_OBSTACLES = 16  # with room for more

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_agent.kernel.build.headers import version_code
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -27,6 +28,7 @@ Pair = tuple[Pod, Pod]
 REQUESTS = 100
 RECEIVED = ("rx.softirq", "rx.total")
 SENT = ("tx.qdisc", "tx.total")
+FREED_LATER_SINCE = (6 << 16) + (19 << 8)  # kernel commit e20dfbad8aab
 THREADED_SINCE = (5 << 16) + (12 << 8)  # kernel commit 5fdd2f0e5c64
 
 
@@ -83,6 +85,10 @@ async def test_packets_of_a_network_device_are_counted_once_at_each_stage(
     )
     for slot, pod in pods.items():
         assert_counted_once(measured[slot], sent_again(pod.namespace) - before[slot])
+    driver = next(each for each in engine.coverage if each.name == "tx.driver")
+    is_freed_later = version_code() >= FREED_LATER_SINCE
+    assert ("are freed by their sender's CPU" in driver.reason) is is_freed_later
+    assert (driver.state is CoverageState.PARTIAL) is is_freed_later
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -38,7 +38,7 @@ def test_the_agent_reads_what_programs_noted_until_it_forgets_it() -> None:
 def test_each_obstacle_is_a_reason_of_covered_stages_alone(obstacle: Obstacle) -> None:
     stages = tuple(
         StageCoverage(name, CoverageState.ACTIVE, "a hook")
-        for name in ("rx.host", "rx.socket", "tx.host", "tx.socket")
+        for name in ("rx.host", "rx.socket", "tx.host", "tx.socket", "tx.driver")
     )
     mentioned = mention((*stages, IDLE), {obstacle: "detail"})
     changed = [

@@ -64,6 +64,11 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         "receives them (a kubelet that probes), or they are dropped",
         is_partial=False,
     ),
+    Obstacle.DEFERRED_FREE: _Effect(
+        ("tx.driver", "tx.total"),
+        "packets that another CPU completes are freed by their sender's CPU (Linux 6.19 and "
+        "later), for which they wait in this stage",
+    ),
     Obstacle.MPTCP: _Effect(
         ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
         "packets of MPTCP are unmatched, because no hook shows when applications read and write "
