@@ -98,14 +98,13 @@ struct dialogue {
 
 /* How regularly a server speaks, and how regularly after a request: see note_pace(). */
 struct pace {
-	u64 piece_ns;  /* when its last bytes were sent, or came */
-	u32 interval;  /* the mean one from its last bytes to its next answer */
-	u32 wait;      /* the mean one from a request to its answer; both in units, scaled */
-	u32 reference; /* one of the last waits */
-	u8 votes;      /* for its own pace */
-	u8 turns;      /* so far, modulo 256 */
-	u8 is_twice;   /* one side was seen to speak again, after a pause, unanswered */
-	u8 reserved;
+	u32 piece;	 /* when its last bytes were sent, or came; 0: not known */
+	u32 interval;	 /* the mean one from its last bytes to its next answer */
+	u32 wait;	 /* the mean one from a request to its answer; both scaled */
+	u16 reference;	 /* one of the last waits, see pack_wait() */
+	u8 votes;	 /* for its own pace */
+	u8 turns : 3;	 /* since that wait */
+	u8 is_twice : 1; /* one side was seen to speak again, after a pause, unanswered */
 };
 
 /* The side that sent last, and when: see turns.bpf.c. */
@@ -123,7 +122,13 @@ struct turns {
 	u8 is_end_late;	   /* the peer's FIN came when all before it had been read */
 	u8 overlaps;	   /* how often both sides were seen to speak at once: see note_overlap() */
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
-	struct pace pace;
+	union {
+		struct pace pace;
+		struct { /* of a listener, when it was last read */
+			u32 listener_drops;
+			u32 netns_overflows;
+		};
+	};
 };
 
 struct socket_state {
@@ -138,8 +143,9 @@ struct socket_state {
 	u8 is_queue_refused : 1; /* there was no memory for its queue */
 	u8 is_read_seq_known : 1;
 #ifdef MODULE_TCP
-	u8 is_listener_known : 1; /* listener_drops is set */
+	u8 is_listener_known : 1; /* turns.listener_drops is set */
 	u8 is_established : 1;	  /* of a passive open: its handshake was counted */
+	u8 is_rtt_untrue : 1;	  /* its handshake was no round trip */
 #endif
 	u8 slice;      /* the low bits of the time slice in which it was last seen */
 	u8 counted_in; /* the last count of sockets that saw it */
@@ -152,12 +158,7 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns; /* of a passive open, until accept() returns it */
-	u32 listener_drops; /* of a listener, when it was last read */
-	union {
-		u32 netns_overflows; /* of its namespace, at the same time */
-		u32 untrue_rtt_us;   /* of a connection whose handshake was no round trip */
-	};
+	u64 established_ns;	 /* of a passive open, until accept() returns it */
 	u8 recovering;		 /* not 0: `recoveries` has more; see recovery.bpf.c */
 	u8 is_window_closed : 1; /* ours; the peer's */
 	u8 is_peer_window_closed : 1;

@@ -21,11 +21,11 @@ static __always_inline void note_listener_drops(struct config *config, struct so
 {
 	u32 drops = READ(sk, sk_drops.counter);
 
-	if (state->is_listener_known && drops != state->listener_drops)
+	if (state->is_listener_known && drops != state->turns.listener_drops)
 		add_for(config, state->owners, COUNTER_ACCEPT_QUEUE_OVERFLOWS,
-			drops - state->listener_drops);
+			drops - state->turns.listener_drops);
 	state->is_listener_known = 1;
-	state->listener_drops = drops;
+	state->turns.listener_drops = drops;
 }
 
 #ifdef WITH_LISTEN_OVERFLOWS
@@ -84,14 +84,14 @@ static __always_inline void count_overflows(struct config *config, struct sock *
 		return;
 	overflows = listen_overflows(sk, address);
 	drops = READ(sk, sk_drops.counter);
-	own = drops - state->listener_drops;
-	all = overflows - state->netns_overflows;
+	own = drops - state->turns.listener_drops;
+	all = overflows - state->turns.netns_overflows;
 	if (state->is_listener_known && own && all)
 		add_for(config, state->owners, COUNTER_ACCEPT_QUEUE_OVERFLOWS,
 			own < all ? own : all);
 	state->is_listener_known = 1;
-	state->listener_drops = drops;
-	state->netns_overflows = overflows;
+	state->turns.listener_drops = drops;
+	state->turns.netns_overflows = overflows;
 }
 
 #endif

@@ -102,7 +102,7 @@ static __always_inline void end_handshake(struct config *config, struct sock *sk
 	rtt_us = READ(tp, srtt_us) >> 3;
 	ns = (u64)rtt_us * 1000;
 	if (rtt_us && !is_round_trip(tp, rtt_us)) {
-		state->untrue_rtt_us = READ(tp, rtt_min.s[0].v);
+		state->is_rtt_untrue = 1;
 		ns = 0;
 	}
 	if (READ(tp, total_retrans))
@@ -239,7 +239,8 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 	if (new_state == TCP_SYN_SENT) {
 		state->connect_ns = bpf_ktime_get_ns();
 		state->is_established = 0; /* it may have been another connection, or a listener */
-		state->untrue_rtt_us = 0;
+		state->is_rtt_untrue = 0;
+		state->is_listener_known = 0;
 	} else if (old_state == TCP_SYN_SENT)
 		end_connect(config, sk, state, new_state);
 	else if (new_state == TCP_ESTABLISHED)
@@ -550,9 +551,9 @@ static __always_inline struct round_trip last_round_trip(struct socket_state *st
 	u64 rtt_us = READ(tp, rack.rtt_us), is_known = 1 - is_equal(rtt_us, 0);
 	struct round_trip last = { .us = srtt_us ^ ((srtt_us ^ rtt_us) & -is_known) };
 
-	u64 least_us = READ(tp, rtt_min.s[0].v), untrue_us = state->untrue_rtt_us;
+	u64 least_us = READ(tp, rtt_min.s[0].v), is_untrue = state->is_rtt_untrue;
 
-	last.is_unknown = is_below_0(-untrue_us) & (is_known ^ 1);
+	last.is_unknown = is_untrue & (is_known ^ 1);
 	last.least_us = last.us - at_least_0(last.us - least_us);
 	last.is_at_once = is_known & is_equal(state->last_ack, ACK_AT_ONCE) &
 			  is_equal(is_beside, 0);

@@ -59,7 +59,7 @@ LEAST_RECEIVED_BITS, MOST_RECEIVED_BITS = 12, 16
 # What a part of a socket's state may take: with 72 bytes of the kernel's, these fill the sizes that
 # it allocates, 256, 512 and 128 bytes. While packets are traced, they take more.
 MOST_BYTES: Mapping[str, tuple[int, frozenset[Module]]] = {
-    "socket_state": (184, frozenset(Module)),
+    "socket_state": (128, frozenset(Module)),
     "socket_queue": (440, frozenset({Module.RX, Module.TX})),
     "recovery": (56, frozenset({Module.TCP})),
     "socket_path": (56, frozenset({Module.TCP})),
