@@ -98,13 +98,13 @@ struct dialogue {
 
 /* How regularly a server speaks, and how regularly after a request: see note_pace(). */
 struct pace {
-	u32 piece;	 /* when its last bytes were sent, or came; 0: not known */
 	u32 interval;	 /* the mean one from its last bytes to its next answer */
 	u32 wait;	 /* the mean one from a request to its answer; both scaled */
+	u32 piece;	 /* when its last bytes were sent, or came; 0: not known */
 	u16 reference;	 /* one of the last waits, see pack_wait() */
-	u8 votes;	 /* for its own pace */
+	u8 votes;	 /* for its own pace, less those against it */
 	u8 turns : 3;	 /* since that wait */
-	u8 is_twice : 1; /* one side was seen to speak again, after a pause, unanswered */
+	u8 is_twice : 1; /* it spoke again without a request, at about that interval */
 };
 
 /* The side that sent last, and when: see turns.bpf.c. */
@@ -124,7 +124,8 @@ struct turns {
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
 	union {
 		struct pace pace;
-		struct { /* of a listener, when it was last read */
+		struct
+		{ /* of a listener, when it was last read: beside all but the means of `pace` */
 			u32 listener_drops;
 			u32 netns_overflows;
 		};
@@ -136,7 +137,12 @@ struct socket_state {
 	u32 port_pair;	/* and the ports: both change when a socket is bound or connected */
 	owners_t owners;
 	owners_t process_owners; /* of the process that claimed it, before the filters */
-	u64 connect_ns;		 /* SYN sent; 0 when no connect is pending */
+	union {
+		u64 connect_ns; /* SYN sent; 0 when no connect is pending */
+#ifdef MODULE_TCP
+		u64 established_ns; /* of a passive open, until accept() returns it */
+#endif
+	};
 	u32 handshake_ns;	 /* duration measured before the owner was known */
 	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
 	u8 is_seq_known : 1;	 /* known_seq is set */
@@ -158,7 +164,6 @@ struct socket_state {
 #endif
 #ifdef MODULE_TCP
 	struct turns turns;
-	u64 established_ns;	 /* of a passive open, until accept() returns it */
 	u8 recovering;		 /* not 0: `recoveries` has more; see recovery.bpf.c */
 	u8 is_window_closed : 1; /* ours; the peer's */
 	u8 is_peer_window_closed : 1;
@@ -1186,6 +1191,7 @@ static __always_inline void forget_bytes(struct socket_state *state)
 	state->turns.doubt = 0;
 	state->turns.request_ns = 0;
 	state->turns.read_ns = 0;
+	state->turns.pace.piece = 0;
 #endif
 }
 

@@ -261,7 +261,7 @@ static __always_inline void end_with_driver(struct config *config, struct drivin
 
 /*
  * napi_consume_skb() leaves an skb to the CPU that allocated it: skb_attempt_defer_free(), commit
- * e20dfbad8aab, 6.19. No event distinguishes this from a free on that CPU.
+ * e20dfbad8aab, 6.19. A free by a driver on that CPU is not distinguished from it.
  */
 static __always_inline void note_deferred_free(struct config *config, struct sk_buff *skb)
 {

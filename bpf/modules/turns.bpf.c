@@ -50,10 +50,10 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 /*
  * Two streams that cross resemble requests and answers wherever their pieces alternate. So each answer
  * is predicted twice: from the server's last bytes, as the next piece of a stream, and from the request.
- * Where the first is at least twice as exact in most turns, the server keeps its own pace. A client that
- * asks as soon as it has its answer never makes that so: both are equally exact then. One that asks by
- * a clock, while the answers become steadily slower, would resemble a stream; but streams overtake each
- * other, so one side is seen to speak twice.
+ * Where the first is at least twice as exact in most turns, the server may keep its own pace. A client
+ * that asks as soon as it has its answer never makes that so: both are equally exact then. A service
+ * that answers by a clock, or ever later, does. So the server has to be heard at that pace without a
+ * request, too: streams overtake each other. The second part of an answer comes sooner, or later.
  *
  * A wait is predicted by the mean and by one of up to 8 turns ago, and the better one counts: a service
  * that is slow at once surprises both for a few turns only.
@@ -75,8 +75,14 @@ static __always_inline u32 apart(u32 left, u32 right)
 	return left > right ? left - right : right - left;
 }
 
+/* A single long halt counts as about twice the mean, so that it is outweighed soon. */
 static __always_inline u32 moved(u32 mean, u32 value)
 {
+	u32 least = mean >> (PACE_MEAN_SHIFT + 1);
+	u32 most = (mean >> (PACE_MEAN_SHIFT - 1)) + SHORTEST_INTERVAL;
+
+	value = value < least ? least : value;
+	value = value > most ? most : value;
 	return mean + value - (mean >> PACE_MEAN_SHIFT);
 }
 
@@ -97,14 +103,26 @@ static __always_inline u32 unpack_wait(u16 packed)
 				    (u32)packed << FINE_SHIFT;
 }
 
+static __always_inline void vote_against(struct pace *pace)
+{
+	if (pace->votes)
+		pace->votes--;
+	else
+		pace->is_twice = 0;
+}
+
 /* An answer begins now, `wait_ns` after its request. */
 static __always_inline void note_pace(struct pace *pace, u64 wait_ns, u64 now)
 {
 	u32 interval = in_units(now) - pace->piece, wait = in_units(wait_ns), by_request;
 
-	if (!pace->piece || interval < SHORTEST_INTERVAL || interval >= LONGEST_INTERVAL ||
-	    wait_ns >> PACE_UNIT_SHIFT >= LONGEST_INTERVAL)
+	if (!pace->piece)
 		return;
+	if (interval < SHORTEST_INTERVAL || interval >= LONGEST_INTERVAL ||
+	    wait_ns >> PACE_UNIT_SHIFT >= LONGEST_INTERVAL) {
+		vote_against(pace);
+		return;
+	}
 	if (!pace->interval) {
 		pace->interval = interval << PACE_MEAN_SHIFT;
 		pace->wait = wait << PACE_MEAN_SHIFT;
@@ -117,7 +135,7 @@ static __always_inline void note_pace(struct pace *pace, u64 wait_ns, u64 now)
 	if (apart(interval, pace->interval >> PACE_MEAN_SHIFT) * 2 < by_request)
 		pace->votes += pace->votes < MOST_VOTES;
 	else
-		pace->votes -= pace->votes > 0;
+		vote_against(pace);
 	pace->interval = moved(pace->interval, interval);
 	pace->wait = moved(pace->wait, wait);
 	pace->turns++;
@@ -206,15 +224,17 @@ static __always_inline u64 pause_of(u64 round_trip_us)
 	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
 }
 
-/* The server speaks: after a pause, though nothing was asked since it spoke last, if `is_unasked`. */
-static __always_inline void note_speech(struct pace *pace, struct tcp_sock *tp, bool is_unasked,
-					u64 now)
+/*
+ * The server speaks. If that is unasked, and after about the mean interval, a stream may. (Two CPUs may be
+ * here with their times in another order.)
+ */
+static __always_inline void note_speech(struct pace *pace, bool is_unasked, u64 now)
 {
-	u32 piece = in_units(now);
-	u64 quiet_ns = (u64)(piece - pace->piece) << PACE_UNIT_SHIFT;
+	u32 piece = in_units(now), quiet = piece - pace->piece;
+	u32 interval = pace->interval >> PACE_MEAN_SHIFT;
 
-	if (is_unasked && pace->piece && quiet_ns > PAUSE_NS &&
-	    quiet_ns > pause_of(READ(tp, rtt_min.s[0].v)))
+	if (is_unasked && pace->piece && quiet >= SHORTEST_INTERVAL && quiet > interval / 2 &&
+	    quiet < interval * 2)
 		pace->is_twice = 1;
 	pace->piece = piece ? piece : 1;
 }
@@ -302,6 +322,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	if (!turns->is_known) {
 		turns->is_known = 1;
 		turns->turn_seq = copied_seq;
+		note_speech(&turns->pace, false, now);
 		/* perhaps an answer to what was read before */
 		if (READ(tp, bytes_received) && !config->slice)
 			unmatched_for(config, state->owners, STAGE_APP_RESPONSE, 1);
@@ -309,7 +330,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	}
 	if (turns->turn_seq == copied_seq) { /* the answer goes on, or it is unasked */
 		note_unasked(config, state, tp, now);
-		note_speech(&turns->pace, tp, true, now);
+		note_speech(&turns->pace, true, now);
 		return;
 	}
 	end_answer(config, state, sk, tp, now);
@@ -325,7 +346,7 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 		note_pace(&turns->pace, now - turns->read_ns, now);
 		end_turn(config, state, STAGE_APP_RESPONSE, is_certain, now - turns->read_ns);
 	}
-	note_speech(&turns->pace, tp, false, now);
+	note_speech(&turns->pace, false, now);
 	turns->doubt = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
@@ -349,7 +370,6 @@ static __always_inline void continue_own_request(struct turns *turns, struct tcp
 	    at_least_0(now - READ(tp, tcp_wstamp_ns)) <= pause_of(READ(tp, rtt_min.s[0].v)))
 		return;
 	turns->doubt = READ(tp, snd_una) == write_seq ? PAUSED_UNANSWERED : PAUSED_BY_CLIENT;
-	turns->pace.is_twice = 1;
 }
 
 /* The client's own pauses were the smaller part of its wait. A stream at a steady pace has none such. */
@@ -404,11 +424,11 @@ static __always_inline void end_request(struct config *config, struct socket_sta
 		note_unasked(config, state, tp, now);
 	if (!turns->request_ns || !is_after(ack_seq, turns->request_seq)) {
 		/* sent before the peer saw the request: of an earlier reply, or unasked */
-		note_speech(&turns->pace, tp, true, now);
+		note_speech(&turns->pace, true, now);
 		return;
 	}
 	note_pace(&turns->pace, now - turns->request_ns, now);
-	note_speech(&turns->pace, tp, false, now);
+	note_speech(&turns->pace, false, now);
 	is_certain = !turns->doubt || is_mostly_the_peers(turns, tp, now);
 	if (!is_certain && turns->doubt == PAUSED_UNANSWERED)
 		note_overlap(turns);
@@ -440,7 +460,6 @@ static __always_inline void continue_request(struct turns *turns, struct tcp_soc
 		if (!turns->read_ns)
 			return; /* read while no slice was open: an answer may have gone unseen */
 		note_overlap(turns);
-		turns->pace.is_twice = 1;
 		note_wait(turns, now - turns->read_ns, 0); /* no answer was due */
 	}
 }

@@ -23,7 +23,7 @@ class Unit(StrEnum):
 
 
 class EvidenceLine(str):
-    """A sentence, and the first of the figures in it.
+    """A sentence, and the figure in it that matters most.
 
     A text, since those who show it need no more. `kind`, `unit`: of `figure`, as sent to the
     operator, where newer agents may have others.

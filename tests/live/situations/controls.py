@@ -62,8 +62,8 @@ def _both_ways(server_gap_ms: float, client_gap_ms: float) -> Situation:
     return Situation(
         scene=back_to_back,
         server=server("both_ways", size=1000, gap=server_gap_ms),
-        client=client("listen", connections=2, send=500, every=client_gap_ms, seconds=4),
-        was_made=lambda facts: facts["client"]["read"] > 100_000,
+        client=client("listen", connections=2, send=500, every=client_gap_ms, seconds=6),
+        was_made=lambda facts: facts["client"]["read"] > 50_000,
         truth="{client[read]:.0f} bytes read, as many sent",
         from_client=HEALTHY,
         from_server=HEALTHY,
@@ -79,13 +79,13 @@ def both_directions_at_once() -> Situation:
 @situation
 def both_directions_where_the_server_is_faster() -> Situation:
     """Each side sends at its own pace: each message of the client has another one after it."""
-    return _both_ways(server_gap_ms=7, client_gap_ms=10)
+    return _both_ways(server_gap_ms=28, client_gap_ms=40)
 
 
 @situation
 def both_directions_where_the_client_is_faster() -> Situation:
     """Each side sends at its own pace: the client often sends twice before it hears anything."""
-    return _both_ways(server_gap_ms=23, client_gap_ms=10)
+    return _both_ways(server_gap_ms=92, client_gap_ms=40)
 
 
 @situation

@@ -66,8 +66,9 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
     ),
     Obstacle.DEFERRED_FREE: _Effect(
         ("tx.driver", "tx.total"),
-        "packets that another CPU completes are freed by their sender's CPU (Linux 6.19 and "
-        "later), for which they wait in this stage",
+        "packets that another CPU completes may wait in this stage until their sender's CPU frees "
+        "them (Linux 6.19 and later)",
+        is_partial=False,
     ),
     Obstacle.MPTCP: _Effect(
         ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
