@@ -31,7 +31,9 @@ struct pending_reading {
 	u64 number;	 /* by the agent: another one for each reading, never 0 */
 	owners_t owners; /* of the socket that is visited now */
 	struct slot_pending found;
-	u64 crowded; /* sockets whose peer had no room in `peers` */
+	u64 crowded;  /* sockets whose peer had no room in `peers` */
+	u64 first_ns; /* of the first reading */
+	u64 first_tick;
 	struct found_turn turn;
 };
 BYTES_OF(pending_reading);
@@ -57,6 +59,32 @@ static __always_inline u64 age_of(u64 since, u64 now)
 
 	age = choose(is_below_0(age) | is_below_0(since - 1), 0, age);
 	return choose(is_below_0(LONGEST_PENDING_NS - age), LONGEST_PENDING_NS, age);
+}
+
+/* So many ticks have to pass before their length is known to 2 %. */
+#define TICKS_TO_MEASURE 64
+
+/*
+ * A time of the kernel's clock of ticks, in 32 bits (tcp_jiffies32, include/net/tcp.h), by ours; 0: the
+ * length of a tick is not known yet. It is measured between readings: no program can read CONFIG_HZ.
+ */
+static __always_inline u64 time_of_tick(volatile struct pending_reading *reading, u32 stamp,
+					u64 now)
+{
+	u64 tick = bpf_jiffies64(), ticks = tick - reading->first_tick, ago_ns;
+
+	if (ticks < TICKS_TO_MEASURE)
+		return 0;
+	ago_ns = (u64)((u32)tick - stamp) * ((now - reading->first_ns) / ticks);
+	return ago_ns < now ? now - ago_ns : 0;
+}
+
+static __always_inline void begin_to_measure_ticks(volatile struct pending_reading *reading)
+{
+	if (reading->first_ns)
+		return;
+	reading->first_ns = bpf_ktime_get_ns();
+	reading->first_tick = bpf_jiffies64();
 }
 
 /* One more thing that waits, if `is_pending` is 1. Without `since` its age is not known. */
@@ -121,13 +149,21 @@ static __always_inline u32 received_end(struct sock *sk, struct tcp_sock *tp, u3
 	return unread != end && READ(sk, sk_shutdown) & RCV_SHUTDOWN ? end - 1 : end; /* a FIN */
 }
 
+/* All that is unread came at this time or before: tcp_event_data_recv(), net/ipv4/tcp_input.c. */
+static __always_inline u64 last_received_ns(volatile struct pending_reading *reading,
+					    struct tcp_sock *tp, u64 now)
+{
+	return time_of_tick(reading, READ(tp, inet_conn.icsk_ack.lrcvtime), now);
+}
+
 /*
- * Data in the socket that the application has not read. Segments that are not known (not sampled, or
- * more than there is room for) count as one at the end.
+ * Data in the socket that the application has not read. Segments that are not known (not sampled, more
+ * than there is room for, or from before we watched) count as one at the end, of the least age.
  */
-static __always_inline void find_unread(volatile struct pending *pending, struct sock *sk,
+static __always_inline void find_unread(struct pending_reading *reading, struct sock *sk,
 					struct tcp_sock *tp, u64 now)
 {
+	volatile struct pending *pending = &reading->found.kinds[PENDING_UNREAD_SEGMENTS];
 	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = unread;
 	struct segment_ring *ring = 0;
 	struct socket_queue *queue;
@@ -143,7 +179,7 @@ static __always_inline void find_unread(volatile struct pending *pending, struct
 		known = add_segments(pending, queue, queue->segments, FEW_SEGMENTS, unread, end,
 				     now);
 	if (known != end)
-		add_one(pending, 0, now);
+		add_one(pending, last_received_ns(reading, tp, now), now);
 	add_socket(pending, end - unread);
 }
 
@@ -327,9 +363,10 @@ static __always_inline bool is_in_accept_queue(struct socket_state *state, struc
 #ifdef MODULE_RX
 
 /* The same of a connection in an accept queue: nothing was read, and one age is enough. */
-static __always_inline void find_all_unread(volatile struct pending *pending, struct sock *sk,
+static __always_inline void find_all_unread(struct pending_reading *reading, struct sock *sk,
 					    struct tcp_sock *tp, u64 now)
 {
+	volatile struct pending *pending = &reading->found.kinds[PENDING_UNREAD_SEGMENTS];
 	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = 0;
 	volatile struct socket_queue *queue = look_up_socket_queue(sk);
 	volatile struct segment *first;
@@ -343,7 +380,7 @@ static __always_inline void find_all_unread(volatile struct pending *pending, st
 		pending->count += known - 1;
 		add_one(pending, first->queued_ns, now);
 	} else {
-		add_one(pending, 0, now);
+		add_one(pending, last_received_ns(reading, tp, now), now);
 	}
 	add_socket(pending, end - unread);
 }
@@ -351,17 +388,57 @@ static __always_inline void find_all_unread(volatile struct pending *pending, st
 #endif
 
 /* A connection in an accept queue, with the data that has come since then. */
-static __always_inline void find_unaccepted(volatile struct slot_pending *found,
-					    struct socket_state *state, struct sock *sk,
-					    struct tcp_sock *tp, u64 now)
+static __always_inline void find_unaccepted(struct pending_reading *reading, u64 established_ns,
+					    bool with_data, struct sock *sk, struct tcp_sock *tp,
+					    u64 now)
 {
-	volatile struct pending *pending = &found->kinds[PENDING_UNACCEPTED_CONNECTIONS];
+	volatile struct pending *pending = &reading->found.kinds[PENDING_UNACCEPTED_CONNECTIONS];
 
-	add_one(pending, state->established_ns, now);
+	add_one(pending, established_ns, now);
 	add_socket(pending, 0);
 #ifdef MODULE_RX
-	find_all_unread(&found->kinds[PENDING_UNREAD_SEGMENTS], sk, tp, now);
+	if (with_data)
+		find_all_unread(reading, sk, tp, now);
 #endif
+}
+
+/* The oldest connections of an accept queue have ages: inet_csk_accept() takes them first. */
+#define FIRST_UNACCEPTED 32
+
+/*
+ * The accept queue of a listener. Connections from before we watched were established when TCP noted that
+ * nothing was sent yet: tcp_create_openreq_child(), net/ipv4/tcp_minisocks.c. `with_states`: those that
+ * have a state, too. Else they are visited by themselves, and only their place in the queue may be unknown.
+ */
+static __always_inline void find_accept_queue(struct pending_reading *reading, struct sock *sk,
+					      struct tcp_sock *tp, bool with_states, u64 now)
+{
+	struct request_sock *request = READ(tp, inet_conn.icsk_accept_queue.rskq_accept_head);
+	struct socket_state *state;
+	struct tcp_sock *child_tp;
+	u64 established_ns;
+	struct sock *child;
+	u32 i;
+
+	for (i = 0; i < FIRST_UNACCEPTED; i++) {
+		if (!request)
+			break;
+		child = READ(request, sk);
+		request = READ(request, dl_next);
+		if (!child)
+			break;
+		child_tp = get_tcp_sock(child);
+		if (!child_tp || !IS_IN(READ(child, __sk_common.skc_state), OPEN))
+			continue;
+		state = find_state(child);
+		established_ns = state ? state->established_ns : 0;
+		if (established_ns && !with_states)
+			continue;
+		if (!established_ns)
+			established_ns = time_of_tick(reading, READ(child_tp, lsndtime), now);
+		find_unaccepted(reading, established_ns, with_states || !state, child, child_tp,
+				now);
+	}
 }
 
 #endif
@@ -375,7 +452,7 @@ static __always_inline void find_pending(struct pending_reading *reading,
 
 #ifdef MODULE_RX
 	if (IS_IN(tcp_state, READABLE))
-		find_unread(&found->kinds[PENDING_UNREAD_SEGMENTS], sk, tp, now);
+		find_unread(reading, sk, tp, now);
 #endif
 #ifdef MODULE_TX
 	if (IS_IN(tcp_state, OPEN | ENDING))
@@ -521,6 +598,7 @@ int on_socket_state(u64 *ctx)
 	if (!config || !reading)
 		return 0;
 	report_last_socket(reading);
+	begin_to_measure_ticks(reading);
 	if (!sk)
 		return 0;
 	protocol = protocol_of(sk);
@@ -542,7 +620,9 @@ int on_socket_state(u64 *ctx)
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TCP
 	if (is_in_accept_queue(state, sk, tcp_state))
-		find_unaccepted(&reading->found, state, sk, tp, now);
+		find_unaccepted(reading, state->established_ns, true, sk, tp, now);
+	else if (tcp_state == TCP_LISTEN)
+		find_accept_queue(reading, sk, tp, false, now);
 	else
 #endif
 		find_pending(reading, state, sk, tp, tcp_state, now);
@@ -588,32 +668,13 @@ static __always_inline void note_waiting(struct config *config, struct sock *sk,
 
 #ifdef MODULE_TCP
 
-/* The oldest connections of an accept queue have ages: inet_csk_accept() takes them first. */
-#define FIRST_UNACCEPTED 32
-
-static __always_inline void find_accept_queue(volatile struct slot_pending *found, struct sock *sk,
-					      struct tcp_sock *tp, u64 now)
+static __always_inline void find_whole_accept_queue(struct pending_reading *reading,
+						    struct sock *sk, struct tcp_sock *tp, u64 now)
 {
-	volatile struct pending *pending = &found->kinds[PENDING_UNACCEPTED_CONNECTIONS];
-	struct request_sock *request = READ(tp, inet_conn.icsk_accept_queue.rskq_accept_head);
-	u32 queued = READ(sk, sk_ack_backlog), i;
-	struct socket_state *state;
-	struct tcp_sock *child_tp;
-	struct sock *child;
+	volatile struct pending *pending = &reading->found.kinds[PENDING_UNACCEPTED_CONNECTIONS];
+	u32 queued = READ(sk, sk_ack_backlog);
 
-	for (i = 0; i < FIRST_UNACCEPTED; i++) {
-		if (!request)
-			break;
-		child = READ(request, sk);
-		request = READ(request, dl_next);
-		if (!child)
-			break;
-		state = find_state(child);
-		child_tp = get_tcp_sock(child);
-		if (state && child_tp &&
-		    is_in_accept_queue(state, child, READ(child, __sk_common.skc_state)))
-			find_unaccepted(found, state, child, child_tp, now);
-	}
+	find_accept_queue(reading, sk, tp, true, now);
 	if (pending->count < queued)
 		pending->count = pending->sockets = queued;
 }
@@ -641,6 +702,7 @@ int on_pending_file(u64 *ctx)
 	if (!config || !reading)
 		return 0;
 	report_last_socket(reading);
+	begin_to_measure_ticks(reading);
 	if (!task || !file)
 		return 0;
 	socket = bpf_sock_from_file(file); /* 5.11+ */
@@ -677,7 +739,7 @@ int on_pending_file(u64 *ctx)
 	now = bpf_ktime_get_ns();
 #ifdef MODULE_TCP
 	if (tcp_state == TCP_LISTEN)
-		find_accept_queue(&reading->found, sk, tp, now);
+		find_whole_accept_queue(reading, sk, tp, now);
 	else
 #endif
 		find_pending(reading, state, sk, tp, tcp_state, now);

@@ -43,6 +43,7 @@ pytestmark = pytest.mark.every_kernel
 
 READERS, SEGMENTS, SEGMENT = 20, 10, b"s" * 200
 SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that were not sent yet
+LONGEST_TICK_S = 0.01  # CONFIG_HZ=100
 RETRANSMITS = 2  # the byte of struct tcp_info, linux/tcp.h
 DROP_SYN = """
 table ip pending {
@@ -84,6 +85,12 @@ class Age:
         """`early_ns`: how much shorter it may be."""
         assert self._read_from - self._latest - early_ns <= age_ns
         assert age_ns <= self._read_until - self._earliest
+
+    def assert_is_nearly(self, age_ns: int) -> None:
+        """Of an age in ticks, whose length was measured over 64 of them."""
+        ticks_ns = round(3 * LONGEST_TICK_S * 1e9)
+        assert 0.9 * (self._read_from - self._latest) - ticks_ns <= age_ns
+        assert age_ns <= 1.1 * (self._read_until - self._earliest) + ticks_ns
 
 
 @pytest.mark.unscoped
@@ -320,21 +327,63 @@ async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, 
         assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
 
 
+def measure_ticks(engine: KernelEngine) -> None:
+    """The length of the kernel's ticks is known from the second of two readings on."""
+    engine.read()
+    time.sleep(64 * LONGEST_TICK_S)
+
+
 @pytest.mark.unscoped
-async def test_data_from_before_the_measurement_is_seen_without_an_age(
+async def test_data_from_before_the_measurement_is_as_old_as_it_is(
     start_engine: Start, pair: Pair
 ) -> None:
     client, server = pair
     with open_between(client, server) as both:
+        age = Age()
         both.client.sendall(SEGMENT)
         wait_for_bytes(both.server, len(SEGMENT))
+        age.begun()
         engine = await watch(start_engine, client, server)
         if is_unavailable(engine):
             return
-        engine.read()
-        unread = pending(engine, SERVER)["unreadSegments"]
+        measure_ticks(engine)
+        found = age.read(engine, SERVER)
+        assert found.keys() == {"unreadSegments"}
+        unread = found["unreadSegments"]
         assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
-        assert unread.oldest_ns == unread.waiting_ns == 0
+        age.assert_is_nearly(unread.oldest_ns)
+        assert unread.waiting_ns == unread.oldest_ns
+
+
+@pytest.mark.unscoped
+async def test_an_accept_queue_from_before_the_measurement_is_as_old_as_it_is(
+    start_engine: Start, pair: Pair
+) -> None:
+    """One connection has data; a later one is seen from its handshake on."""
+    client, server = pair
+    with listen(server.namespace, server.address) as listener, ExitStack() as stack:
+        age = Age()
+        made = [stack.enter_context(connect(client.namespace, server.address)) for _ in range(2)]
+        made[0].sendall(SEGMENT)
+        age.begun()
+        engine = await watch(start_engine, client, server)
+        if is_unavailable(engine):
+            return
+        made.append(stack.enter_context(connect(client.namespace, server.address)))
+        measure_ticks(engine)
+        found = age.read(engine, SERVER)
+
+        assert found.keys() == {"unacceptedConnections", "unreadSegments"}
+        waiting = found["unacceptedConnections"]
+        assert (waiting.count, waiting.sockets) == (3, 3)
+        age.assert_is_nearly(waiting.oldest_ns)
+        unread = found["unreadSegments"]
+        assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
+        age.assert_is_nearly(unread.oldest_ns)
+
+        for _ in made:
+            stack.enter_context(listener.accept()[0])
+        assert "unacceptedConnections" not in pending(engine, SERVER)
 
 
 @pytest.mark.unscoped

@@ -434,6 +434,8 @@ PENDING_READING = Layout(
     owners="Q",
     found=SLOT_PENDING,
     crowded="Q",
+    first_ns="Q",
+    first_tick="Q",
     turn=FOUND_TURN,
 )
 PEER_KEY = Layout(
