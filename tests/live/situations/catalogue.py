@@ -29,8 +29,9 @@ __all__ = [
 # Strict: a row that has become right is taken off, and any other that is not right fails.
 NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset()
 
-# Right or not as the machine's other load has it: a busy CPU makes readers late, too. Streams of
-# one pace resemble requests until they overtake each other. The recorded evidence is right.
+# Wrong once in a while, as the machine's other load has it: a busy CPU makes readers late, too. And
+# streams of one pace resemble requests until they overtake each other. These rows have to be right
+# two times of three, and the recorded evidence is right.
 RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
     {
         ("server_speaks_first_and_streams", End.CLIENT),
@@ -53,8 +54,6 @@ RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
         ("refused_connects", End.SERVER),
         ("thousands_of_rules", End.CLIENT),
         ("thousands_of_rules", End.SERVER),
-        ("mixed_healthy_load", End.CLIENT),
-        ("mixed_healthy_load", End.SERVER),
         ("pipelining", End.CLIENT),
         ("pipelining", End.SERVER),
     }

@@ -34,15 +34,15 @@ def rows(pytestconfig: pytest.Config) -> list[Row]:
 
 @pytest.fixture(scope="session")
 def observed(object_cache: Path) -> Observed:
-    """Has a situation happen, or returns what was seen when it did."""
-    seen: dict[str, Outcome] = {}
+    """Has a situation happen, or returns what was seen when it did; once for each `time`."""
+    seen: dict[tuple[str, int], Outcome] = {}
 
-    async def outcome_of(name: str) -> Outcome:
-        if name not in seen:
-            outcome = seen[name] = await observe(CATALOGUE[name], object_cache)
-            if os.environ.get(RECORD):
+    async def outcome_of(name: str, time: int = 1) -> Outcome:
+        if (name, time) not in seen:
+            outcome = seen[name, time] = await observe(CATALOGUE[name], object_cache)
+            if os.environ.get(RECORD) and time == 1:
                 evidence = {str(end): outcome.evidence[end] for end in End}
                 save(name, Recording(outcome.truth, evidence))
-        return seen[name]
+        return seen[name, time]
 
     return outcome_of

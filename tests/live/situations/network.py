@@ -84,7 +84,7 @@ def dns_query_dropped_on_the_node() -> Situation:
         was_made=lambda facts: facts["client"]["slow"] >= 4 and facts["nft"]["packets"] >= 4,
         truth="{client[slow]:.0f} of {client[count]:.0f} lookups took 1 s; "
         "the node dropped {nft[packets]:.0f} queries",
-        from_client=answer(Cause.DNS, Cause.DROPS, half=[Cause.PACKET_LOSS]),
+        from_client=answer(Cause.DROPS, half=[Cause.DNS, Cause.PACKET_LOSS]),
         from_server=answer(Cause.NONE, half=[Cause.INSUFFICIENT_DATA]),
     )
 
@@ -92,7 +92,7 @@ def dns_query_dropped_on_the_node() -> Situation:
 @situation
 def rtt_growing_from_2_to_50_ms() -> Situation:
     """A queue on the path fills up, and stays full."""
-    grown = answer(Cause.NETWORK, Cause.CONGESTION, says="queu")
+    grown = answer(Cause.NETWORK, half=[Cause.CONGESTION], says="queu")
     return Situation(
         scene=far_apart([(0, 2), (0.5, 2), (1.5, 50)]),
         server=server("answer"),
@@ -107,7 +107,7 @@ def rtt_growing_from_2_to_50_ms() -> Situation:
 @situation
 def rtt_growing_from_20_to_44_ms() -> Situation:
     """The round trip more than doubles."""
-    grown = answer(Cause.NETWORK, Cause.CONGESTION, says="queu")
+    grown = answer(Cause.NETWORK, half=[Cause.CONGESTION], says="queu")
     return Situation(
         scene=far_apart([(0, 20), (0.5, 20), (1.5, 44)]),
         server=server("answer"),

@@ -42,7 +42,7 @@ def _hog() -> Situation:
         was_made=lambda facts: facts["client"]["p99_ms"] > 8,
         truth=WAITS + f"{BUSY} processes of another cgroup keep the server's CPU busy",
         from_client=answer(Cause.PEER),
-        from_server=answer(Cause.CPU_CONTENTION, Cause.NOISY_NEIGHBOUR, says="sched"),
+        from_server=answer(Cause.CPU_CONTENTION, half=[Cause.NOISY_NEIGHBOUR], says="sched"),
     )
 
 
@@ -68,7 +68,7 @@ def _own_threads() -> Situation:
         was_made=lambda facts: facts["client"]["p99_ms"] > 8,
         truth=WAITS + f"{BUSY} tasks of its own pod keep the server's CPU busy",
         from_client=answer(Cause.PEER),
-        from_server=answer(Cause.CPU_CONTENTION, Cause.SELF_CONTENTION, says="sched"),
+        from_server=answer(Cause.CPU_CONTENTION, half=[Cause.SELF_CONTENTION], says="sched"),
     )
 
 

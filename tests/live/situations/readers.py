@@ -37,7 +37,7 @@ def one_of_four_workers_hung() -> Situation:
         truth="{client[pending]:.0f} of 60 connections have had no answer for "
         "{client[oldest_s]:.1f} s; the others p99 {client[p99_ms]:.1f} ms",
         from_client=answer(Cause.PEER),
-        from_server=answer(Cause.SLOW_READER, Cause.ACCEPT_QUEUE),
+        from_server=answer(Cause.ACCEPT_QUEUE, half=[Cause.SLOW_READER]),
     )
 
 

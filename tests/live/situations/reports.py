@@ -101,7 +101,7 @@ def bandwidth_annotation() -> Situation:
         was_made=lambda facts: facts["tbf"]["overlimits"] > 100 and facts["client"]["p50_ms"] > 40,
         truth="{client[count]:.0f} answers of 50 KB, p50 {client[p50_ms]:.0f} ms; "
         "the token bucket was over its limit {tbf[overlimits]:.0f} times",
-        from_client=answer(Cause.QDISC_BACKLOG, Cause.HOST_PATH, half=[Cause.NETWORK]),
+        from_client=answer(Cause.HOST_PATH, half=[Cause.QDISC_BACKLOG, Cause.NETWORK]),
         from_server=answer(Cause.QDISC_BACKLOG),
     )
 
@@ -136,7 +136,7 @@ def name_server_with_a_slow_upstream() -> Situation:
         was_made=lambda facts: facts["client"]["p50_ms"] > 290 and facts["client"]["count"] > 100,
         truth="{client[count]:.0f} lookups, p50 {client[p50_ms]:.0f} ms",
         from_client=answer(Cause.DNS, half=[Cause.PEER]),
-        from_server=answer(Cause.APPLICATION, Cause.DNS),
+        from_server=answer(Cause.APPLICATION, half=[Cause.DNS]),
     )
 
 
@@ -170,7 +170,7 @@ def silent_connection_has_the_only_worker() -> Situation:
         was_made=lambda facts: facts["client"]["pending"] == 8,
         truth="{client[pending]:.0f} requests have waited for {client[oldest_s]:.1f} s",
         from_client=answer(Cause.PEER),
-        from_server=answer(Cause.ACCEPT_QUEUE, Cause.SLOW_READER),
+        from_server=answer(Cause.ACCEPT_QUEUE, half=[Cause.SLOW_READER]),
     )
 
 
@@ -186,7 +186,7 @@ def corked_answer() -> Situation:
         client=client("ask", connections=8, seconds=6),
         was_made=lambda facts: facts["client"]["p50_ms"] > 150,
         truth=WAITS + "; the server answers at once, corked",
-        from_client=answer(Cause.PEER, Cause.HELD_BACK),
+        from_client=answer(Cause.PEER, half=[Cause.HELD_BACK]),
         from_server=answer(Cause.HELD_BACK, half=[Cause.APPLICATION]),
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -47,7 +48,11 @@ class Outcome:
         return self.situation.truth.format(**self.facts)
 
 
-Observed = Callable[[str], Awaitable[Outcome]]
+class Observed(Protocol):
+    """Has a situation happen, unless it was seen to, for the first time or another one."""
+
+    def __call__(self, name: str, time: int = 1) -> Awaitable[Outcome]:
+        """Return what was seen."""
 
 
 class NotMadeError(AssertionError):

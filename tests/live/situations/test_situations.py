@@ -44,13 +44,22 @@ def row_of(outcome: Outcome, end: End) -> Row:
 def hold_to_lists(row: Row) -> None:
     """A row is right, or one of those that are known not to be."""
     key = (row.situation, End(row.end))
-    if key in RIGHT_NOW_AND_THEN:
-        return
     if row.grade is Grade.RIGHT:
         assert key not in NOT_RIGHT_YET, f"{key} is right now: take it off NOT_RIGHT_YET"
     else:
         said = f"{row.grade}: {row.verdict}, {row.next_step}; the truth: {row.truth}"
         assert key in NOT_RIGHT_YET, said
+
+
+async def right_twice_more(name: str, end: End, observed: Observed, wrong: Row) -> Row:
+    """Have it happen again, twice; returns the first row that is not right, if there is one."""
+    print(f"again, since it was {wrong.grade}: {wrong}")
+    row = wrong
+    for time in (2, 3):
+        row = row_of(await observed(name, time), end)
+        if row.grade is not Grade.RIGHT:
+            break
+    return row
 
 
 @pytest.mark.parametrize("end", list(End))
@@ -60,6 +69,8 @@ async def test_the_verdict_names_the_cause_from_either_end(
 ) -> None:
     try:
         row = row_of(await observed(name), end)
+        if row.grade is not Grade.RIGHT and (name, end) in RIGHT_NOW_AND_THEN:
+            row = await right_twice_more(name, end, observed, row)
     except NotMadeError as error:
         if not CATALOGUE[name].is_control:
             raise
