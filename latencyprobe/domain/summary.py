@@ -86,3 +86,11 @@ def worst_first(scores: Iterable[PodScore], most: int) -> tuple[PodScore, ...]:
 def verdict_counts(reports: Iterable[PodReport]) -> Mapping[str, int]:
     """Count pods by verdict."""
     return Counter(str(pod.report.verdict.bottleneck) for pod in reports)
+
+
+def waiting_by_cause(reports: Iterable[PodReport]) -> Mapping[str, int]:
+    """Add up the time of waiting of pods, by cause."""
+    waiting: Counter[str] = Counter()
+    for pod in reports:
+        waiting.update(pod.report.verdict.waiting_ns)
+    return waiting

@@ -86,3 +86,17 @@ def test_a_server_that_hangs_is_a_slow_reader(shop: Shop) -> None:
     with halted(shop, server):
         shop.wait("the server's own verdict", is_accused, seconds=180)
     shop.wait_until_both_nodes_report()
+
+
+def test_the_column_of_a_probe_names_the_cause_of_a_pod_that_hangs(shop: Shop) -> None:
+    def is_named(status: Json) -> bool:
+        summary = status.get("summary", {})
+        accused = {pod["verdict"]["bottleneck"] for pod in status.get("pods", ())}
+        by_pods = summary.get("message", "").startswith("pods with this verdict: ")
+        return by_pods and summary["bottleneck"] in accused
+
+    with halted(shop, SERVERS[1]):
+        status = shop.wait("the verdict of a pod in the summary", is_named, seconds=180)
+    # Its client waits, too.
+    assert status["summary"]["bottleneck"] in {"SlowReader", "Peer"}
+    shop.wait_until_both_nodes_report()

@@ -22,6 +22,7 @@ from latencyprobe.domain.summary import (
     PodReport,
     ProbeSummary,
     verdict_counts,
+    waiting_by_cause,
     worst_first,
 )
 from latencyprobe.protocol.measurements import (
@@ -88,6 +89,7 @@ class AgentWindows:
         summary = ProbeSummary(
             merged=_bounded(total(map(across_pods, window.pods.values()))),
             verdicts=verdict_counts(window.reports),
+            waiting_ns=waiting_by_cause(window.reports),
             scores=worst_first((each.place for each in window.reports), most=100),
         )
         chosen = {each.pod_uid for each in self._choice(window, probe).of(summary.scores)}

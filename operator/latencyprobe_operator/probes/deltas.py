@@ -24,6 +24,7 @@ from latencyprobe.domain.summary import (
     PodReport,
     ProbeSummary,
     verdict_counts,
+    waiting_by_cause,
     worst_first,
 )
 from latencyprobe_operator.desired_state import PlacedPod
@@ -60,6 +61,7 @@ def summarised(
     summary = ProbeSummary(
         merged=merged,
         verdicts=verdict_counts(pods),
+        waiting_ns=waiting_by_cause(pods),
         scores=worst_first((pod.place for pod in pods), max_pods),
     )
     chosen = set(choice.of(summary.scores))

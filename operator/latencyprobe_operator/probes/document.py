@@ -14,6 +14,8 @@ from latencyprobe_operator.api.conditions import ConditionType
 MAX_BYTES = 240 * 1024
 _LONGEST_MESSAGE = 400
 Document = dict[str, Any]
+WORST_POD_IS = "the worst is "
+"""Precedes a pod's name in a message. Another name is no news, since the order of pods is none."""
 HEAVY = ("pods", "omittedPods", "omittedForSize", "nodeContext")
 """The parts with the figures of single pods and nodes, which take most bytes."""
 

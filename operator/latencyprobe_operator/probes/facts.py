@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import StageCoverage
 from latencyprobe.domain.measurement import NOTHING, Measurement, NodeMeasurement
 from latencyprobe.domain.report import TargetReport
@@ -65,6 +66,17 @@ class PodFacts:
     ended: bool = False
 
 
+class AccusedCause(NamedTuple):
+    """A cause that verdicts on pods name: the number of these pods, and its waiting."""
+
+    pods: int
+    waiting_ns: int
+
+    def joined(self, other: AccusedCause) -> AccusedCause:
+        """Return both together."""
+        return AccusedCause(self.pods + other.pods, self.waiting_ns + other.waiting_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """The reason why a probe cannot measure at all, for the condition Ready."""
@@ -91,6 +103,8 @@ class ProbeFacts:
     pods: Sequence[PodFacts] = ()
     omitted_pods: int = 0
     merged: Measurement = NOTHING
+    accused: Mapping[Bottleneck, AccusedCause] = field(default_factory=dict)
+    """The causes that verdicts on pods name, also on pods that are not listed."""
     node_context: Mapping[str, NodeMeasurement] = field(default_factory=dict)
     """The measurements of nodes as a whole, by their names."""
     objectives: Sequence[Judgement] = ()

@@ -125,6 +125,7 @@ class FactsGatherer:
             pods=[self._pod_facts(each) for each in listed],
             omitted_pods=max(summaries.measured - len(listed), 0),
             merged=merged,
+            accused=summaries.accused(),
             node_context=summaries.of_nodes(most=MAX_CONTEXTS),
             objectives=self._objectives.judge(spec.objectives, merged, at=at),
             unobserved_s=max(

@@ -20,7 +20,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import NodeReport, report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe.domain.verdict import Verdict, with_culprit
+from latencyprobe.domain.stages import PENDING
 from latencyprobe_operator.api.conditions import ConditionType, ReadyReason
 from latencyprobe_operator.api.status_fields import (
     NodeContext,
@@ -34,6 +34,7 @@ from latencyprobe_operator.api.status_fields import (
     TargetCounts,
 )
 from latencyprobe_operator.api.timestamps import timestamp
+from latencyprobe_operator.probes.conclusion import conclude
 from latencyprobe_operator.probes.conditions import (
     Finding,
     conditions_of,
@@ -174,38 +175,30 @@ def _summary(facts: ProbeFacts, ready: Finding) -> Summary:
     if not facts.spec or not (facts.matched_pods or facts.pods):
         return Summary(message=shorten(ready.message))
     node = _counters_of_all(facts.node_context) if facts.spec.node_figures else None
-    report = report_on(facts.merged, facts.spec.modules, node, objectives=facts.spec.bounds)
-    verdict = _with_common_culprit(report.verdict, facts.pods)
+    # What is pending is in no sum: it is not known, rather than nothing.
+    report = report_on(
+        facts.merged,
+        facts.spec.modules,
+        node,
+        uncounted=(PENDING,),
+        objectives=facts.spec.bounds,
+    )
+    conclusion = conclude(report.verdict, facts)
     received, sent = (facts.merged.stage(name).histogram for name in ("rx.total", "tx.total"))
     whole = _headline(received, sent)
     p50_ns, p99_ns = whole.percentile(50), whole.percentile(99)
-    insufficient = verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    insufficient = conclusion.bottleneck is Bottleneck.INSUFFICIENT_DATA
     use_ready = insufficient and ready.reason is not ReadyReason.MEASURING
     return Summary(
-        bottleneck=verdict.bottleneck,
+        bottleneck=conclusion.bottleneck,
         p50=format_ns(p50_ns) if whole.count else None,
         p99=format_ns(p99_ns) if whole.count else None,
         p50_ns=p50_ns if whole.count else None,
         p99_ns=p99_ns if whole.count else None,
-        stage=verdict.stage,
+        stage=conclusion.stage,
         unobserved_seconds=facts.unobserved_s or None,
-        message=shorten(ready.message if use_ready else "; ".join(verdict.evidence)),
+        message=shorten(ready.message if use_ready else "; ".join(conclusion.evidence)),
     )
-
-
-def _with_common_culprit(verdict: Verdict, pods: Iterable[PodFacts]) -> Verdict:
-    """Return the verdict on all pods with the culprit that those with the same verdict agree on.
-
-    Cgroups of several nodes may have the same id, so the sum of all nodes has no identity for them.
-    """
-    if not verdict.culprit:
-        return verdict
-    culprits = {
-        pod.report.verdict.culprit
-        for pod in pods
-        if pod.report.verdict.bottleneck is verdict.bottleneck
-    }
-    return with_culprit(verdict, culprits.pop() if len(culprits) == 1 else "")
 
 
 def _counters_of_all(nodes: Mapping[str, NodeMeasurement]) -> NodeMeasurement:

@@ -11,7 +11,7 @@ from typing import Any
 
 from latencyprobe.domain.durations import parse_ns
 from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
-from latencyprobe_operator.probes.document import HEAVY, Document
+from latencyprobe_operator.probes.document import HEAVY, WORST_POD_IS, Document
 
 _ROWS_OF_NODES = ("nodes", "omittedNodes")
 # The numbers of rows that are left out change with the other rows.
@@ -28,6 +28,7 @@ _PENDING = "pending"
 _LONG_PENDING_NS = 10**9
 # A digit within a name is part of the name.
 _FIGURE = re.compile(r"(?<![\w.-])[\d.,]+")
+_WORST_POD = re.compile(rf"(?<={WORST_POD_IS})\S+")
 _IDENTITY = ("type", "name", "node", "detail", "address", "kind")
 
 
@@ -35,8 +36,8 @@ def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Decide whether a status has news.
 
     News is another verdict, condition, pod, node or target, and a figure that has changed by more
-    than a bucket. Figures within a sentence, and the order of pods, are no news. Nor are waits of
-    under a second in `pending`: a busy pod always has some.
+    than a bucket. Figures within a sentence, the order of pods, and the name of the worst one are
+    no news. Nor are waits of under a second in `pending`: a busy pod always has some.
     """
     return _differ(_lasting(before), _lasting(after), "")
 
@@ -124,4 +125,4 @@ def _is_figure(value: Any) -> bool:
 def _without_figures(text: Any) -> Any:
     if isinstance(text, list):
         return [_without_figures(each) for each in text]
-    return _FIGURE.sub("0", text) if isinstance(text, str) else text
+    return _FIGURE.sub("0", _WORST_POD.sub("", text)) if isinstance(text, str) else text

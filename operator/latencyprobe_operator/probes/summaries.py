@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from latencyprobe.domain.causes import NO_ACCUSATION, Bottleneck
 from latencyprobe.domain.measurement import (
     MAX_NODE_STAGES,
     Measurement,
@@ -25,6 +26,7 @@ from latencyprobe.domain.packed_stages import PackedStages, pack
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.facts import AccusedCause
 from latencyprobe_operator.probes.skew import skew_of_scores
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
 from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
@@ -61,6 +63,7 @@ class _NodeFigures:
     end: float = 0.0
     merged: PackedMeasurement = field(default_factory=PackedMeasurement)
     measured: int = 0
+    accused: Mapping[Bottleneck, AccusedCause] = field(default_factory=lambda: _NOTHING)
     scores: array[int] = field(default_factory=lambda: array("Q"))
     """In 8 bytes each: a cluster may have 100,000."""
     scored: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class NodeSummaries:
         figures.at, figures.end = at, report.span.end
         figures.merged = packed(summary.merged)
         figures.measured = summary.pods
+        figures.accused = _accused(summary) or _NOTHING
         figures.keeps_window = keeps_window
         figures.skew, figures.unknown = skew_of_scores(summary.score_version), report.unknown
         pods = _scored_here(report.pods) if figures.skew else report.pods
@@ -156,6 +160,14 @@ class NodeSummaries:
     def measured(self) -> int:
         """The number of pods that were measured in the window."""
         return sum(figures.measured for figures in self._nodes.values())
+
+    def accused(self) -> Mapping[Bottleneck, AccusedCause]:
+        """Return the causes that verdicts on pods of any node name."""
+        found: dict[Bottleneck, AccusedCause] = {}
+        for figures in self._nodes.values():
+            for cause, each in figures.accused.items():
+                found[cause] = found[cause].joined(each) if cause in found else each
+        return found
 
     def scores(self) -> Iterator[NodeScore]:
         """Yield the scores that can be compared."""
@@ -252,6 +264,15 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
     most = within_limits(node)
     figures.counters = most.counters
     figures.node_stages = {stage: pack({stage.name: each}) for stage, each in most.stages.items()}
+
+
+def _accused(summary: ProbeSummary) -> Mapping[Bottleneck, AccusedCause]:
+    """Return the causes that verdicts on this node's pods name, with all of its waiting by them."""
+    return {
+        Bottleneck(cause): AccusedCause(pods, summary.waiting_ns.get(cause, 0))
+        for cause, pods in summary.verdicts.items()
+        if pods and cause not in NO_ACCUSATION
+    }
 
 
 def _scored_here(pods: Iterable[PodReport]) -> list[PodReport]:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe.protocol.measurements import measurement_to_proto
+from latencyprobe.protocol.pending import pending_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.messages import reported_probe
@@ -127,6 +128,7 @@ def report(figures: dict[str, Measurement]) -> pb.ProbeReport:
             stages=stages,
             counters=counters,
             netns_counters=measured.netns_counters,
+            pending=pending_to_proto(measured.pending),
         )
     return message
 

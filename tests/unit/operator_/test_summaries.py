@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
 from latencyprobe.domain.measurement import (
     COUNTERS_OMITTED,
@@ -143,6 +144,18 @@ def test_a_node_that_no_pod_runs_on_counts_until_its_last_window_has_passed() ->
     assert not summaries.merged()
     assert list(summaries.in_full()) == []
     assert summaries.measured == 0
+
+
+def test_the_causes_that_pods_name_add_up_over_nodes() -> None:
+    summaries = NodeSummaries()
+    late = {"Peer": 5, "DNS": 7}
+    take(summaries, "a", verdicts={"Peer": 2, "None": 9}, waiting_ns=late)
+    take(summaries, "b", verdicts={"Peer": 1, "Drops": 1, "InsufficientData": 4}, waiting_ns=late)
+    take(summaries, "c", verdicts={"None": 3}, waiting_ns=late)
+    assert summaries.accused() == {Bottleneck.PEER: (3, 10), Bottleneck.DROPS: (1, 0)}
+
+    take(summaries, "a", verdicts={"None": 11})
+    assert summaries.accused() == {Bottleneck.PEER: (1, 5), Bottleneck.DROPS: (1, 0)}
 
 
 def test_a_summary_replaces_the_pods_of_the_one_before() -> None:
