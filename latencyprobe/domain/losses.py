@@ -75,6 +75,8 @@ _HARMLESS = frozenset(
 _NO_NEIGHBOUR = f"{DROP_PREFIX}NEIGH_FAILED"
 # receiveQueueOverflows counts these.
 _FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
+# Those of datagrams alone. TCP sends none of these again: udp_queue_rcv_one_skb(), net/ipv4/udp.c.
+_OF_DATAGRAMS = frozenset({"SOCKET_RCVBUFF", "UDP_CSUM"})
 _FAILED_CONNECTS = (
     "connectRefused",
     "connectTimedOut",
@@ -104,7 +106,10 @@ def drops_that_may_matter(counters: Mapping[str, int]) -> Mapping[str, int]:
 
 @dataclass
 class Losses:
-    """The losses of a target in a window. `attention`: the bounds for its measurement."""
+    """The losses of a target in a window. `attention`: the bounds for its measurement.
+
+    Large, because recoveries, connects and drops explain each other.
+    """
 
     measurement: Measurement
     attention: Attention
@@ -263,10 +268,41 @@ class Losses:
         return others + max(full, self.measurement.counters.get("receiveQueueOverflows", 0))
 
     @cached_property
+    def _dropped_segments(self) -> int:
+        """The drops that may be of TCP, of which it sends the packets again.
+
+        Overflows without a reason are not: they are mostly of datagrams.
+        """
+        datagrams = {DROP_PREFIX + reason for reason in _OF_DATAGRAMS}
+        return sum(count for name, count in self._drops.items() if name not in datagrams)
+
+    @property
+    def _recoveries(self) -> int:
+        """The recoveries that were needed, without those of connects that failed."""
+        needed = self._recovered.count - self._needless[0]
+        return max(needed - self._unanswered_connects, 0)
+
+    @property
+    def _of_own_drops(self) -> int:
+        """The recoveries that drops on this node explain: at most one for each drop."""
+        return min(self._dropped_segments, self._recoveries)
+
+    @cached_property
     def _of_own_drops_ns(self) -> int:
         """The time of retransmissions of packets that were dropped on this node."""
         left_ns = self.recovery_ns - self._of_failed_connects_ns
-        return min(left_ns, self._number_of_drops * self._recovered.mean_ns)
+        return left_ns * self._of_own_drops // self._recoveries if self._recoveries else 0
+
+    @property
+    def _unrepaired_drops(self) -> int:
+        """The drops whose time is in no recovery, such as those of datagrams.
+
+        A recovery may have sent several segments, or one several times, and each may be dropped.
+        """
+        sent = self.measurement.counters.get("retransmits", 0)
+        each = max(sent / self._recovered.count, 1.0) if self._recovered.count else 1.0
+        repaired = round(self._of_own_drops * each)
+        return self._number_of_drops - min(repaired, self._dropped_segments)
 
     @cached_property
     def _dropped_packets(self) -> Wait:
@@ -280,7 +316,7 @@ class Losses:
         counters = {**names, **self._drops}
         number = self._number_of_drops
         drops = self._failures(Bottleneck.DROPS, counters, number, received)
-        ns = self._of_own_drops_ns or drops.ns
+        ns = self._of_own_drops_ns + self._unrepaired_drops * FAILURE_NS
         return Wait(drops.cause, ns, drops.is_noteworthy, None, (*drops.figures, *shown(places)))
 
     @staticmethod

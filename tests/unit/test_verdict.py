@@ -699,6 +699,44 @@ def test_drops_of_this_node_are_the_cause_of_the_losses_that_they_make() -> None
     assert "dropsIn.nf_hook_slow 15" in verdict.evidence
 
 
+@pytest.mark.parametrize(
+    ("drops", "repaired", "drops_ms", "loss_ms"),
+    [
+        # no recovery is of a datagram
+        ({"receiveQueueOverflows": 5000}, 1, 5_000_000, 207),
+        ({"receiveQueueOverflows": 5000, "drops.SOCKET_RCVBUFF": 5000}, 3, 5_000_000, 621),
+        # the rule drops any protocol: a segment was sent again, the datagrams were not
+        ({"drops.NETFILTER_DROP": 20}, 1, 19_000 + 207, 0),
+        ({"drops.NETFILTER_DROP": 20}, 20, 20 * 207, 0),
+        ({"drops.NETFILTER_DROP": 20}, 30, 20 * 207, 10 * 207),
+        ({"drops.NETFILTER_DROP": 20, "drops.SOCKET_RCVBUFF": 9}, 25, 9_000 + 20 * 207, 5 * 207),
+    ],
+)
+def test_dropped_datagrams_and_recovered_segments_each_have_their_own_time(
+    drops: dict[str, int], repaired: int, drops_ms: int, loss_ms: int
+) -> None:
+    sent = Measurement(counters={**drops, "retransmits": repaired})
+    verdict = judge(QUICK_PACKETS + recovered(repaired, 207) + sent)
+    assert verdict.bottleneck is Bottleneck.DROPS
+    assert verdict.waiting_ns["Drops"] == drops_ms * MS
+    assert verdict.waiting_ns.get("PacketLoss", 0) == loss_ms * MS
+
+
+def test_segments_that_are_dropped_again_and_again_have_the_time_of_their_recovery() -> None:
+    """Each of 20 recoveries sent five segments, all of which a rule of this node dropped once."""
+    drops = Measurement(counters={"drops.NETFILTER_DROP": 100, "retransmits": 100})
+    verdict = judge(QUICK_PACKETS + recovered(20, 500) + drops)
+    assert verdict.waiting_ns == {"Drops": 10_000 * MS, **judge(QUICK_PACKETS).waiting_ns}
+
+
+def test_a_stray_probe_leaves_dropped_queries_to_the_drops() -> None:
+    """Queries of names that this node drops have no reply; the probe (TLP) is another peer's."""
+    stray = recovered(1, 20) + Measurement(counters={"retransmits": 1})
+    verdict = judge(QUICK_PACKETS + queries(70, 0, dropped=70) + stray)
+    assert verdict.bottleneck is Bottleneck.DROPS
+    assert verdict.waiting_ns["Drops"] == (69_000 + 20) * MS
+
+
 def test_packets_that_are_not_needed_any_more_are_no_drops() -> None:
     asked = measured(500, rx_socket=20 * US, tx_stack=10 * US)
     old = Measurement(counters={"drops.TCP_OLD_DATA": 400})
