@@ -16,7 +16,9 @@ struct found_turn {
 	u64 is_late;  /* by the connection's own past */
 	u64 is_first; /* it waits for the first answer of its connection */
 	u64 answers;
-	u64 slowest_ns; /* of its answers */
+	u64 slowest_ns;	    /* of its answers */
+	u64 connect_age_ns; /* of a connect without an answer, from 1 s on */
+	u64 resent_age_ns;  /* of retransmits without an ACK */
 };
 
 #ifdef MODULE_TCP
@@ -43,6 +45,8 @@ struct peer {
 	struct waits waiting;
 	struct waits late;  /* of those, by the past of their own connection */
 	struct waits first; /* of those, for the first answer of their connection */
+	struct waits connects;
+	struct waits resent;
 	/* The same with an age of at least 1 s, 2 s, 4 s and so on. */
 	u64 first_counts[PATIENCE_STEPS];
 	u64 first_waiting_ns[PATIENCE_STEPS];
@@ -132,6 +136,12 @@ static __always_inline void add_wait(volatile struct waits *waits, u64 is_one, u
 	waits->oldest_ns = choose(is_below_0(oldest_ns - ns), ns, oldest_ns);
 }
 
+/* The same of a wait with this age; 0: it is none. */
+static __always_inline void add_age(volatile struct waits *waits, u64 age_ns)
+{
+	add_wait(waits, is_below_0(0 - age_ns), age_ns);
+}
+
 static __always_inline void add_to_peer(volatile struct peer *peer,
 					volatile struct found_turn *turn)
 {
@@ -144,6 +154,8 @@ static __always_inline void add_to_peer(volatile struct peer *peer,
 	add_wait(&peer->waiting, is_below_0(0 - age_ns), age_ns);
 	add_wait(&peer->late, turn->is_late, age_ns);
 	add_wait(&peer->first, is_first, age_ns);
+	add_age(&peer->connects, turn->connect_age_ns);
+	add_age(&peer->resent, turn->resent_age_ns);
 #pragma unroll
 	for (step = 0; step < PATIENCE_STEPS; step++) {
 		is_as_old = is_first & !is_below_0(age_ns - (LEAST_PATIENCE_NS << step));

@@ -256,10 +256,13 @@ static __always_inline u64 time_of_stamp(struct tcp_sock *tp, u32 stamp, u64 now
  * their first transmission. If that was before we watched, the socket has the time of the first
  * retransmission: tcp_retransmit_skb(), net/ipv4/tcp_output.c.
  */
-static __always_inline void find_retransmits(volatile struct pending *pending,
+static __always_inline void find_retransmits(struct pending_reading *reading,
 					     struct socket_state *state, struct sock *sk,
 					     struct tcp_sock *tp, u64 now)
 {
+	volatile struct pending *pending = &reading->found
+						    .kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS];
+	volatile struct found_turn *turn = &reading->turn;
 	u32 unacknowledged = READ(tp, snd_una), sent = READ(tp, snd_nxt);
 	struct recovery *recovery;
 	u64 since;
@@ -273,6 +276,7 @@ static __always_inline void find_retransmits(volatile struct pending *pending,
 		since = time_of_stamp(tp, READ(tp, retrans_stamp), now);
 	add_one(pending, since, now);
 	add_socket(pending, sent - unacknowledged);
+	turn->resent_age_ns = age_of(since, now);
 }
 
 /* When the request that waits for its answer was read, or sent; 0: it is not known, or none waits. */
@@ -329,7 +333,7 @@ static __always_inline void report_peer(struct pending_reading *reading, struct 
 	struct waited_peer_key key = {};
 	struct peer *peer;
 
-	if (!turn->is_known)
+	if (!(turn->is_known | turn->connect_age_ns | turn->resent_age_ns))
 		return;
 	find_peer(&key, sk, turn->is_server);
 	for (; owners; owners >>= OWNER_BITS) {
@@ -342,15 +346,19 @@ static __always_inline void report_peer(struct pending_reading *reading, struct 
 	}
 }
 
-static __always_inline void find_connect(volatile struct pending *pending,
+static __always_inline void find_connect(struct pending_reading *reading,
 					 struct socket_state *state, u32 tcp_state, u64 now)
 {
-	u64 connect_ns = state->connect_ns;
+	volatile struct pending *pending = &reading->found.kinds[PENDING_UNANSWERED_CONNECTS];
+	volatile struct found_turn *turn = &reading->turn;
+	u64 connect_ns = state->connect_ns, age_ns;
 
 	if (tcp_state != TCP_SYN_SENT || !connect_ns)
 		return;
 	add_one(pending, connect_ns, now);
 	add_socket(pending, 0);
+	age_ns = age_of(connect_ns, now);
+	turn->connect_age_ns = choose(is_below_0(age_ns - LEAST_PATIENCE_NS), 0, age_ns);
 }
 
 /* A connection that accept() has not returned has no socket in the sense of the system calls. */
@@ -460,10 +468,9 @@ static __always_inline void find_pending(struct pending_reading *reading,
 #endif
 #ifdef MODULE_TCP
 	find_request(reading, state, sk, tp, tcp_state, now);
-	find_connect(&found->kinds[PENDING_UNANSWERED_CONNECTS], state, tcp_state, now);
+	find_connect(reading, state, tcp_state, now);
 	if (IS_IN(tcp_state, OPEN | ENDING))
-		find_retransmits(&found->kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS], state, sk, tp,
-				 now);
+		find_retransmits(reading, state, sk, tp, now);
 	report_peer(reading, sk);
 #endif
 }

@@ -50,6 +50,11 @@ class Cause:
     next_step: str
 
 
+BY_ITS_PROBE = "by a LatencyProbe that selects its pods (`kubectl get latencyprobes -o wide`)"
+MEASURE_THE_OTHER_END = f"Measure the other end too, {BY_ITS_PROBE}."
+_SCHED_SHOWS = (
+    "Module sched (spec.modules, `latencyprobe run --modules rx,tx,tcp,sched`) shows whether"
+)
 _ASK_FOR_THE_DATA_PATH = (
     "Compare with a pod on another node. Ask the node's administrator for the CNI's data path: "
     "number of netfilter rules (`nft list ruleset`), bridge, encapsulation."
@@ -59,8 +64,7 @@ CAUSES: Mapping[Bottleneck, Cause] = {
         "data waits in the socket until the application reads it",
         "Profile the application between two reads of this socket: blocking calls, a busy event "
         "loop, too few threads. If it does not read at all, list the system calls that its threads "
-        "wait in. Module sched (spec.modules, `latencyprobe run --modules rx,tx,tcp,sched`) shows "
-        "whether a neighbour has its CPU.",
+        f"wait in. {_SCHED_SHOWS} a neighbour has its CPU.",
     ),
     Bottleneck.CPU_THROTTLED: Cause(
         "the CPU limit stops the application's threads until the next period begins",
@@ -74,8 +78,8 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     ),
     Bottleneck.SELF_CONTENTION: Cause(
         "the application's threads can run, and other threads of its own have their CPU",
-        "Use fewer busy threads or processes in this pod, give it more CPUs, or move batch work "
-        "to a pod of its own.",
+        "Use fewer busy threads or processes in this pod (GOMAXPROCS, worker processes), give it "
+        "more CPUs (resources.requests.cpu), or move batch work to a pod of its own.",
     ),
     Bottleneck.NODE_STEAL: Cause(
         "the hypervisor runs other machines on this node's CPUs (steal)",
@@ -116,9 +120,9 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     ),
     Bottleneck.PACKET_LOSS: Cause(
         "packets are lost, and TCP sends them again after a time-out",
-        "Find the place: drops at this end are among the counters (drops.*). Measure the other end "
-        "too: packets that it does not receive are lost between the two. If only large packets are "
-        "lost, the path's MTU is smaller than the pod's.",
+        "Find the place: drops at this end are among the counters (drops.*). "
+        f"{MEASURE_THE_OTHER_END} Packets that it does not receive are lost between the two. If "
+        "only large packets are lost, the path's MTU is smaller than the pod's.",
     ),
     Bottleneck.CONNECT_FAILURES: Cause(
         "connects fail or get no answer",
@@ -129,7 +133,8 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     Bottleneck.ACCEPT_QUEUE: Cause(
         "new connections wait until the application accepts them, or find the queue full",
         "Accept in a thread of its own, add workers, and do not let idle connections keep them. A "
-        "longer backlog of listen() (and net.core.somaxconn) helps only against short bursts.",
+        "longer backlog of listen() (and net.core.somaxconn) helps only against short bursts. "
+        f"{_SCHED_SHOWS} the thread that accepts waits for a CPU.",
     ),
     Bottleneck.DROPS: Cause(
         "packets are dropped on this node, and are not sent again in time",
@@ -150,17 +155,20 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     ),
     Bottleneck.NETWORK: Cause(
         "the round trip to the peer takes far longer than both stacks",
-        "Move the two closer together (zone, region), or ask less often: batch, pipeline, cache.",
+        "Move the two closer together: by the pod's spec.affinity.podAffinity, or by the Service's "
+        "spec.trafficDistribution (`kubectl get pods -o wide` lists the nodes). Or ask less often: "
+        "batch, pipeline, cache.",
     ),
     Bottleneck.PEER: Cause(
         "the peer takes this long to answer",
-        "Measure the peer too: a large app.response means that its application is slow, a large "
-        "rx.socket that it reads late.",
+        f"Measure the peer too, {BY_ITS_PROBE}. A large app.response means that its application is "
+        "slow, a large rx.socket that it reads late.",
     ),
     Bottleneck.APPLICATION: Cause(
         "the time is between reading a whole request and writing the first byte of the answer",
         "Profile or trace the application between reading a request and writing its answer: locks, "
-        "queries, calls to other services.",
+        "queries, calls to other services. Those calls are timed as peer.response "
+        f"(`kubectl get latencyprobes -o yaml`). {_SCHED_SHOWS} its threads wait for a CPU.",
     ),
     Bottleneck.DNS: Cause(
         "names are resolved slowly",
@@ -170,8 +178,9 @@ CAUSES: Mapping[Bottleneck, Cause] = {
 }
 GROWN_NETWORK = Cause(
     "the round trip has grown above the path's own minimum: packets wait in a queue of the path",
-    "Find the queue: the slowest link between the two, a rate limit, or a bulk transfer beside. "
-    "Measure the peer too: the end that sends into the queue shows it.",
+    "Find the queue: the slowest link between the two, a rate limit (the pods' annotation "
+    "kubernetes.io/egress-bandwidth), or a bulk transfer beside. "
+    f"Measure the peer too, {BY_ITS_PROBE}. The end that sends into the queue shows it.",
 )
 NO_NAME_SERVER = Cause(
     "the name server does not reply",

@@ -40,8 +40,9 @@ MAX_REPORTED_PEERS = 8
 
 MISSING_ANSWERS, STUCK_REQUESTS = "missingAnswers", "stuckRequests"
 FIRST_ANSWERS, FIRST_REQUESTS = "firstAnswers", "firstRequestsInService"
+CONNECTS, RESENT = "unansweredConnects", "unacknowledgedRetransmits"
 # The kinds with peers, the surest first.
-KINDS_OF_PEERS = (MISSING_ANSWERS, FIRST_ANSWERS)
+KINDS_OF_PEERS = (MISSING_ANSWERS, CONNECTS, RESENT, FIRST_ANSWERS)
 
 
 class Role(IntEnum):
@@ -81,7 +82,8 @@ class PeerTurns:
     `peer`: None for the clients of a local port. `answered`: connections that had an answer.
     `answers`: the sum of their answers, at most 15 of each. `late`: those of `waiting` that are
     late by the past of their own connection. `first`: those that wait for the first answer of their
-    connection. `first_from`: number and sum of those among them with at least 1 s, 2 s, 4 s …
+    connection. `connects`, `resent`: connects without an answer, and retransmits without an ACK.
+    `first_from`: number and sum of those among `first` with at least 1 s, 2 s, 4 s …
     """
 
     role: Role
@@ -93,6 +95,8 @@ class PeerTurns:
     late: Waits = NO_WAITS
     first: Waits = NO_WAITS
     first_from: Sequence[tuple[int, int]] = ((0, 0),) * PATIENCE_STEPS
+    connects: Waits = NO_WAITS
+    resent: Waits = NO_WAITS
 
     @property
     def has_past(self) -> bool:
@@ -127,7 +131,7 @@ class PeerTurns:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The requests of one kind that wait for one peer. `name`: empty if it is not known."""
+    """The waits of one kind for one peer. `name`: empty if it is not known."""
 
     address: Endpoint = field(metadata=written(as_text=True))
     kind: str
@@ -183,7 +187,7 @@ def waits_by_others(turns: Iterable[PeerTurns]) -> dict[str, Pending]:
 
 
 def waiting_peers(turns: Iterable[PeerTurns]) -> tuple[Peer, ...]:
-    """Return the peers whose answers are missing, and those without any answer so far.
+    """Return the peers whose answers are missing, and those that do not even acknowledge.
 
     The worst come first, at most MAX_REPORTED_PEERS.
     """
@@ -193,6 +197,8 @@ def waiting_peers(turns: Iterable[PeerTurns]) -> tuple[Peer, ...]:
         if each.peer is not None
         for kind, waits in (
             (MISSING_ANSWERS, each.late + each.first_that_are_late),
+            (CONNECTS, each.connects),
+            (RESENT, each.resent),
             (FIRST_ANSWERS, each.unknown),
         )
         if waits.count

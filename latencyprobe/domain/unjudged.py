@@ -16,6 +16,7 @@ from latencyprobe.domain.attention import (
     OPEN_TOO_LONG_NS,
     Attention,
 )
+from latencyprobe.domain.causes import MEASURE_THE_OTHER_END
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import of_count, of_time
 from latencyprobe.domain.measurement import Measurement
@@ -28,64 +29,70 @@ from latencyprobe.domain.patience import (
 from latencyprobe.domain.pending import PENDING_BY_NAME, describe
 from latencyprobe.domain.wait import MANY_FAILURES, are_many, pending_of_kind
 
-_UNLESS_A_FRAME = "unless it is a frame that wants no answer (HTTP/2, websocket)."
+_FRAMES = "A frame that wants no answer (HTTP/2, websocket) is no fault."
+_POLLS = "Long polls, and messages that want no answer, are no fault."
+_THREADS = (
+    "The pod's row has their number and age (`kubectl get latencyprobes -o yaml`). In the "
+    "container (kubectl exec), list the system calls that the application's threads wait in."
+)
 _ONE_IS_MISSING = (
     "One request waits far longer than answers usually take here, or was not even received. "
-    f"Measure the other end too, {_UNLESS_A_FRAME}"
+    f"{MEASURE_THE_OTHER_END} {_FRAMES}"
 )
 _ONE_IS_STUCK = (
-    "One request was read and has waited for its answer far longer than others. List the system "
-    f"calls that the application's threads wait in, {_UNLESS_A_FRAME}"
+    "One request was read and has waited for its answer far longer than others. "
+    f"{_THREADS} {_FRAMES}"
 )
 _FIRST_ARE_MISSING = (
-    "Several requests on connections without any answer so far wait for one: see the evidence. Ask "
-    "the server's side for handlers that do not answer, and measure it too. Long polls, and "
-    "messages that want no answer, are no fault."
+    "Several requests on connections without any answer so far wait for one: see the evidence. "
+    "Ask the server's side for handlers that do not answer. "
+    f"{MEASURE_THE_OTHER_END} {_POLLS}"
 )
 _FIRST_ARE_STUCK = (
     "Several requests were read on connections without any answer so far: see the evidence. Find "
-    "handlers that do not answer: list the system calls that the application's threads wait in. "
-    "Long polls, and messages that want no answer, are no fault."
+    f"handlers that do not answer. {_THREADS} {_POLLS}"
 )
 _FEW_ANSWERS = (
     "Few answers were measured, and they took long on average: see the evidence. Those of long "
-    "polls do, too. Widen the window for a verdict."
+    "polls do, too. Widen the window (spec.window) for a verdict."
 )
 _ENDS_ARE_LATE = (
-    "The first byte of an answer comes soon, and its last byte late: see the evidence. Measure the "
-    "other end too, unless these answers are streams."
+    "The first byte of an answer comes soon, and its last byte late: see the evidence. "
+    f"{MEASURE_THE_OTHER_END} Streams are no fault."
 )
 _NO_ANSWER = (
-    "Connections ended before their request had any answer: see the evidence. Measure the other "
-    "end too, unless these are logs or metrics that want none."
+    "Connections ended before their request had any answer: see the evidence. "
+    f"{MEASURE_THE_OTHER_END} Logs and metrics that want no answer are no fault."
 )
 _NO_REPLIES = (
     "Datagrams to peers that reply have no reply: see the evidence. A client may wait for them "
-    "until its time-out. Measure the other end too, unless these want none (QUIC, keep-alives)."
+    f"until its time-out. {MEASURE_THE_OTHER_END} Datagrams that want no reply (QUIC, keep-alives) "
+    "are no fault."
 )
 _RESETS = (
     "Resets ended connections: see the evidence. Find the side that resets: a process that "
-    "restarts, a limit, or a keep-alive time-out of the server that ends before the client's idle "
-    "time. Some programs close by a reset, and that is no fault."
+    "restarts (`kubectl get pods`), a limit, or a keep-alive time-out of the server that ends "
+    "before the client's idle time. Some programs close by a reset, and that is no fault."
 )
 _OVERLAPS = (
     "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
-    "not timed one by one. How long their answers take is known to the application or its proxy."
+    "not timed one by one. How long their answers take is known to the application or its proxy. "
+    "The other stages hold (`kubectl get latencyprobes -o yaml`)."
 )
 _GREETINGS_ARE_LATE = (
-    "On these connections the server speaks first, and late: see the evidence. Measure the other "
-    "end too. If it is late there, find out what the server does before its first byte: a look-up "
-    "of its client's name is common. Subscriptions are no fault."
+    "On these connections the server speaks first, and late: see the evidence. "
+    f"{MEASURE_THE_OTHER_END} If it is late there, find out what the server does before its first "
+    "byte: a look-up of its client's name is common. Subscriptions are no fault."
 )
 _ENDS_OF_CONNECTIONS_ARE_LATE = (
     "The server ends these connections long after their last byte: see the evidence. A client that "
-    "reads to the end waits for that. Measure the other end too: if it is not late there, packets "
+    f"reads to the end waits for that. {MEASURE_THE_OTHER_END} If it is not late there, packets "
     "are lost."
 )
 _CONNECTIONS_WITHOUT_DATA = (
-    "This side closed connections without a byte in either direction: see the evidence. Measure "
-    "the other end too, if the server should have spoken first (mail, SQL). Spare connections are "
-    "no fault."
+    "This side closed connections without a byte in either direction: see the evidence. That is a "
+    "fault only if the server should have spoken first (mail, SQL): spare connections have none. "
+    f"{MEASURE_THE_OTHER_END}"
 )
 # A single request of these kinds may be a frame of HTTP/2. By kind: the stage whose bounds count.
 _LATE: Mapping[str, tuple[str, str]] = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
 from latencyprobe.domain.causes import (
+    BY_ITS_PROBE,
     CAUSES,
     GROWN_NETWORK,
     NO_NAME_SERVER,
@@ -68,21 +69,25 @@ _IN_NODE_FIGURES: Mapping[Bottleneck, str] = {
     Bottleneck.CPU_CONTENTION: "steal, the CPU time that its hypervisor takes, is",
 }
 _NOTHING_TO_DO = "Nothing to do: no wait is worth a person's attention."
-_NONE_STANDS_OUT = "No cause holds 40 % of the waiting: see the stages of the longest waits."
+_NONE_STANDS_OUT = (
+    "No cause holds 40 % of the waiting: see the stages of the longest waits "
+    "(`kubectl get latencyprobes -o yaml`)."
+)
 _NOT_ALL_KNOWN = (
     "No measured wait is worth attention, but some packets were not measured or failed: see the "
-    "evidence, and measure the peer too."
+    f"evidence, and measure the peer too, {BY_ITS_PROBE}."
 )
 _NOT_SEEN = (
-    "No TCP or UDP packet of this target was seen. UNIX sockets are not measured. Sockets that "
-    "another process made (socket activation) are found by their process: `latencyprobe run "
-    "--pid`. Check the filter, too."
+    "No TCP or UDP packet of this target was seen. Check the filter (spec.filter). UNIX sockets "
+    "are not measured. Sockets that another process made (socket activation) are found by their "
+    "process: ask the node's administrator to run `latencyprobe run --pid PID`."
 )
 _LONGEST_FOR = "the longest for "
-_MORE_TRAFFIC = "Wait for more traffic, or widen the window."
+_MORE_TRAFFIC = "Wait for more traffic, or widen the window (spec.window)."
 _NO_DATA_CAME = (
-    "If the clients of these connections wait for answers, measure the clients. Only the sender "
-    "sees what the path loses, such as packets that are larger than its MTU."
+    "If the clients of these connections wait for answers, measure the clients, by a LatencyProbe "
+    "that selects their pods (`kubectl get latencyprobes -o wide`). Only the sender sees what the "
+    "path loses, such as packets that are larger than its MTU."
 )
 _NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
 

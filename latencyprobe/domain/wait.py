@@ -67,8 +67,10 @@ def pending_wait(
     stage: str | None = None,
     bounds: Bounds = DEFAULT_BOUNDS,
 ) -> Wait:
-    """Return the waiting of a pending kind, which has not ended."""
+    """Return the waiting of a pending kind, which has not ended; its worst peer is the culprit."""
     pending = pending_of_kind(measurement, kind)
     figures = (describe(PENDING_BY_NAME[kind], pending),) if pending.count else ()
     is_too_long = pending.oldest_ns >= bounds.at_least(OPEN_TOO_LONG_NS)
-    return Wait(cause, pending.waiting_ns, is_too_long, stage, figures)
+    peer = next((each for each in measurement.peers if each.kind == kind), None)
+    culprit = str(peer.address) if peer is not None and pending.count else ""
+    return Wait(cause, pending.waiting_ns, is_too_long, stage, figures, culprit=culprit)

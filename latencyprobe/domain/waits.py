@@ -382,9 +382,7 @@ class _Ledger:
         left_ns = max(missing.ns - self._losses.open_ns, 0)
         if not self._are_missing(kind):
             left_ns = 0
-        peer = next((each for each in self.measurement.peers if each.kind == kind), None)
-        culprit = str(peer.address) if peer is not None else ""
-        return missing._replace(ns=left_ns, is_noteworthy=left_ns > 0, culprit=culprit)
+        return missing._replace(ns=left_ns, is_noteworthy=left_ns > 0)
 
     def _are_missing(self, kind: str) -> bool:
         """Return True if several answers are late; first ones only if there was none at all."""

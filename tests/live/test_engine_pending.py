@@ -10,11 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from fcntl import ioctl
+from ipaddress import ip_address
 
 import pytest
 
 from latencyprobe.domain.measurement import NOTHING
-from latencyprobe.domain.patience import LEAST_PATIENCE_NS, MISSING_ANSWERS, STUCK_REQUESTS
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import (
+    CONNECTS,
+    LEAST_PATIENCE_NS,
+    MISSING_ANSWERS,
+    RESENT,
+    STUCK_REQUESTS,
+)
 from latencyprobe.domain.pending import Pending
 from latencyprobe_agent.kernel.contract import SlotSpec
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -202,6 +210,31 @@ async def test_a_connect_without_an_answer_is_seen(start_engine: Start, pair: Pa
     assert pending(engine, CLIENT) == {}
 
 
+async def test_a_connect_that_waits_for_a_second_names_its_peer(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    load_rules(client, DROP_SYN)
+    with inside(client.namespace), ExitStack() as stack:
+        for _ in range(2):
+            asking = stack.enter_context(socket.socket())
+            asking.setblocking(False)
+            asking.connect_ex((server.address, PORT))
+        assert silent(engine, CONNECTS) == []
+        await asyncio.sleep(LEAST_PATIENCE_NS / 1e9)
+        assert silent(engine, CONNECTS) == [(Endpoint(ip_address(server.address), PORT), 2)]
+    assert silent(engine, CONNECTS) == []
+
+
+def silent(engine: KernelEngine, kind: str) -> list[tuple[Endpoint, int]]:
+    """The client's peers that do not acknowledge, and the number of what waits for each."""
+    peers = engine.read().get(CLIENT, NOTHING).peers
+    return [(each.address, each.count) for each in peers if each.kind == kind]
+
+
 async def test_unaccepted_connections_are_seen_with_their_data(
     start_engine: Start, pair: Pair
 ) -> None:
@@ -254,6 +287,7 @@ async def test_a_pooled_connection_in_a_black_hole_is_seen(start_engine: Start, 
         assert (lost.count, lost.sockets, lost.bytes) == (1, 1, 64)
         # since the first transmission
         assert 0 <= lost.oldest_ns < asked.oldest_ns
+        assert silent(engine, RESENT) == [(Endpoint(ip_address(server.address), PORT), 1)]
         both.server.close()
 
 

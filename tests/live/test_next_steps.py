@@ -18,11 +18,11 @@ ON_NODES = [words for words in commands() if words[0] not in ("latencyprobe", "k
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_a_command_of_ours_measures(words: tuple[str, ...]) -> None:
     with sleeper() as process:
-        options = list(words[1:])
+        options = [str(process.pid) if each == "PID" else each for each in words[1:]]
         if "--pid" not in options:
-            options.append("--pid")
+            options += ["--pid", str(process.pid)]
         ran = subprocess.run(
-            [*LATENCYPROBE, *options, str(process.pid), "--duration", "1s"],
+            [*LATENCYPROBE, *options, "--duration", "1s"],
             capture_output=True,
             text=True,
             timeout=patient(DEADLINE_S),

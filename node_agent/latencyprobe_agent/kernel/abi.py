@@ -427,6 +427,8 @@ FOUND_TURN = Layout(
     is_first="Q",
     answers="Q",
     slowest_ns="Q",
+    connect_age_ns="Q",
+    resent_age_ns="Q",
 )
 PENDING_READING = Layout(
     "pending_reading",
@@ -450,6 +452,8 @@ PEER = Layout(
     waiting=WAITS,
     late=WAITS,
     first=WAITS,
+    connects=WAITS,
+    resent=WAITS,
     first_counts=f"{PATIENCE_STEPS}Q",
     first_waiting_ns=f"{PATIENCE_STEPS}Q",
 )

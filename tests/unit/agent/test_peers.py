@@ -47,7 +47,9 @@ class Kernel:
         steps = (*range(PATIENCE_STEPS), *range(100, 100 + PATIENCE_STEPS))
         key = PEER_KEY.packing.pack(slot, Role.CLIENT, 1, port, 0, MAPPED)
         self.entries[key] = PEER.packing.pack(
-            int(answers > 0), answers, slowest_ns, *waits, *(0, 0, 0), *waits, *steps
+            *(int(answers > 0), answers, slowest_ns),
+            *(*waits, *(0, 0, 0), *waits, *(2, 8, 9), *(3, 6, 7)),
+            *steps,
         )
 
 
@@ -81,6 +83,8 @@ def test_an_entry_is_read_with_all_its_figures(kernel: Kernel) -> None:
             waiting=Waits(1, 5, 5),
             late=Waits(),
             first=Waits(1, 5, 5),
+            connects=Waits(2, 8, 9),
+            resent=Waits(3, 6, 7),
             first_from=tuple((step, 100 + step) for step in range(PATIENCE_STEPS)),
         )
     ]

@@ -20,6 +20,8 @@ from latencyprobe_agent.kernel.abi import MAX_PEERS, PEER, PEER_KEY
 # The past of a peer counts for so long, and of no more peers than this.
 PAST_S = 600.0
 MAX_PASTS = 4 * MAX_PEERS
+# Of five kinds, with three figures each.
+_FIGURES_OF_WAITS = 15
 _CROWDED = (
     "some connections are not compared with others to the same peer because this node's targets "
     f"have more than {MAX_PEERS} peers"
@@ -89,8 +91,10 @@ def decode_peer(key: bytes, content: bytes) -> tuple[int, PeerTurns]:
     """Return the slot of an entry, and the entry."""
     slot, role, _, port, _, address = PEER_KEY.packing.unpack(key)
     answered, answers, slowest_ns, *figures = PEER.packing.unpack(content)
-    waiting, late, first = (Waits(*figures[at : at + 3]) for at in (0, 3, 6))
-    steps = figures[9:]
+    waiting, late, first, connects, resent = (
+        Waits(*figures[at : at + 3]) for at in range(0, _FIGURES_OF_WAITS, 3)
+    )
+    steps = figures[_FIGURES_OF_WAITS:]
     return slot, PeerTurns(
         role=Role(role),
         peer=Endpoint.of(address, port) if role == Role.CLIENT else None,
@@ -100,6 +104,8 @@ def decode_peer(key: bytes, content: bytes) -> tuple[int, PeerTurns]:
         waiting=waiting,
         late=late,
         first=first,
+        connects=connects,
+        resent=resent,
         first_from=tuple(zip(steps[:PATIENCE_STEPS], steps[PATIENCE_STEPS:], strict=True)),
     )
 

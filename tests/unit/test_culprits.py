@@ -1,0 +1,36 @@
+"""Verdicts name the peer that does not answer, if it is known."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.packets import Endpoint
+from latencyprobe.domain.patience import CONNECTS, MISSING_ANSWERS, RESENT, Peer
+from latencyprobe.domain.pending import Pending
+from latencyprobe.domain.verdict import judge
+
+AGE_NS, COUNT = 9_000_000_000, 20
+WORST, OTHER = (Endpoint(ip_address(f"10.0.0.{host}"), 5432) for host in (7, 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        (CONNECTS, Bottleneck.CONNECT_FAILURES),
+        (RESENT, Bottleneck.PACKET_LOSS),
+        (MISSING_ANSWERS, Bottleneck.PEER),
+    ],
+)
+def test_the_culprit_is_the_peer_for_which_most_waits(kind: str, cause: Bottleneck) -> None:
+    waiting = Pending(2 * COUNT, 2 * COUNT, oldest_ns=AGE_NS, waiting_ns=3 * COUNT * AGE_NS)
+    peers = tuple(
+        Peer(address, kind, COUNT, AGE_NS, times * COUNT * AGE_NS)
+        for address, times in ((WORST, 2), (OTHER, 1))
+    )
+    verdict = judge(Measurement(pending={kind: waiting}, peers=peers))
+    assert (verdict.bottleneck, verdict.culprit) == (cause, "10.0.0.7:5432")
+    assert "the longest for 10.0.0.7:5432" in verdict.evidence
