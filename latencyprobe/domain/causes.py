@@ -78,8 +78,8 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     ),
     Bottleneck.SELF_CONTENTION: Cause(
         "the application's threads can run, and other threads of its own have their CPU",
-        "Use fewer busy threads or processes in this pod (GOMAXPROCS, worker processes), give it "
-        "more CPUs (resources.requests.cpu), or move batch work to a pod of its own.",
+        "Use fewer busy threads or processes in this pod (GOMAXPROCS, worker processes). Or give "
+        "it more CPUs (resources.requests.cpu), or move batch work to a pod of its own.",
     ),
     Bottleneck.NODE_STEAL: Cause(
         "the hypervisor runs other machines on this node's CPUs (steal)",

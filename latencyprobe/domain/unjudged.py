@@ -70,9 +70,9 @@ _NO_REPLIES = (
     "are no fault."
 )
 _RESETS = (
-    "Resets ended connections: see the evidence. Find the side that resets: a process that "
-    "restarts (`kubectl get pods`), a limit, or a keep-alive time-out of the server that ends "
-    "before the client's idle time. Some programs close by a reset, and that is no fault."
+    "Resets ended connections: see the evidence. Find the side that resets. It restarts "
+    "(`kubectl get pods`), has a limit, or its keep-alive time-out ends before the client's idle "
+    "time. Some programs close by a reset, and that is no fault."
 )
 _OVERLAPS = (
     "Requests that overlap on one connection (HTTP/2) or have a pause in them, and streams, are "
