@@ -157,18 +157,29 @@ static __always_inline u64 last_received_ns(volatile struct pending_reading *rea
 }
 
 /*
+ * The peer has closed, and its last bytes may be a goodbye, such as close_notify of TLS: 24 to 53 bytes.
+ * A pool finds them when it next uses the connection.
+ */
+#define LONGEST_GOODBYE 64
+
+static __always_inline bool is_goodbye(u32 tcp_state, u32 unread_bytes)
+{
+	return tcp_state == TCP_CLOSE_WAIT && unread_bytes <= LONGEST_GOODBYE;
+}
+
+/*
  * Data in the socket that the application has not read. Segments that are not known (not sampled, more
  * than there is room for, or from before we watched) count as one at the end, of the least age.
  */
 static __always_inline void find_unread(struct pending_reading *reading, struct sock *sk,
-					struct tcp_sock *tp, u64 now)
+					struct tcp_sock *tp, u32 tcp_state, u64 now)
 {
 	volatile struct pending *pending = &reading->found.kinds[PENDING_UNREAD_SEGMENTS];
 	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = unread;
 	struct segment_ring *ring = 0;
 	struct socket_queue *queue;
 
-	if (!is_after(end, unread))
+	if (!is_after(end, unread) || is_goodbye(tcp_state, end - unread))
 		return;
 	queue = look_up_socket_queue(sk);
 	if (queue && queue->has_segment_ring)
@@ -460,7 +471,7 @@ static __always_inline void find_pending(struct pending_reading *reading,
 
 #ifdef MODULE_RX
 	if (IS_IN(tcp_state, READABLE))
-		find_unread(reading, sk, tp, now);
+		find_unread(reading, sk, tp, tcp_state, now);
 #endif
 #ifdef MODULE_TX
 	if (IS_IN(tcp_state, OPEN | ENDING))

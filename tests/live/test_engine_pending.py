@@ -52,7 +52,8 @@ pytestmark = pytest.mark.every_kernel
 READERS, SEGMENTS, SEGMENT = 20, 10, b"s" * 200
 SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that were not sent yet
 LONGEST_TICK_S = 0.01  # CONFIG_HZ=100
-RETRANSMITS = 2  # the byte of struct tcp_info, linux/tcp.h
+STATE, RETRANSMITS = 0, 2  # bytes of struct tcp_info, linux/tcp.h
+CLOSE_WAIT = 8  # include/net/tcp_states.h
 DROP_SYN = """
 table ip pending {
   chain output {
@@ -361,6 +362,26 @@ async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, 
         assert (unread.count, unread.sockets, unread.bytes) == (1, 1, len(SEGMENT))
 
 
+@pytest.mark.unscoped
+@pytest.mark.parametrize(("size", "count"), [(31, 0), (200, 1)], ids=["a goodbye", "an answer"])
+async def test_what_a_peer_said_before_it_closed_is_unread_unless_it_is_a_goodbye(
+    start_engine: Start, pair: Pair, size: int, count: int
+) -> None:
+    """A server ends a connection of an idle pool, with close_notify of TLS."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    if is_unavailable(engine):
+        return
+    with open_between(client, server) as both:
+        exchange(both, 3)
+        both.server.sendall(b"e" * size)
+        both.server.close()
+        await _until(lambda: _tcp_info(both.client)[STATE] == CLOSE_WAIT)
+        assert waiting_bytes(both.client) == size
+        found = pending(engine, CLIENT).get("unreadSegments", Pending(0))
+        assert (found.count, found.bytes) == (count, count * size)
+
+
 def measure_ticks(engine: KernelEngine) -> None:
     """The length of the kernel's ticks is known from the second of two readings on."""
     engine.read()
@@ -462,7 +483,11 @@ async def _until_settled(figure: Callable[[], int]) -> None:
 
 def _retransmits(end: socket.socket) -> int:
     """The retransmission time-outs in a row."""
-    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[RETRANSMITS]
+    return _tcp_info(end)[RETRANSMITS]
+
+
+def _tcp_info(end: socket.socket) -> bytes:
+    return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
 
 
 def _unsent_bytes(end: socket.socket) -> int:
