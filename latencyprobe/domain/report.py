@@ -31,6 +31,7 @@ from latencyprobe.domain.stages import (
     Stage,
     counters_of,
     is_counter_of,
+    stages_of,
 )
 from latencyprobe.domain.verdict import Verdict, judge
 
@@ -122,9 +123,9 @@ def report_on(
 
     Modules of other probes on the same target are ignored, also by the verdict. `node`: the
     measurement of the target's node in the same window, as evidence; None: readers may not see it.
-    `uncounted`: counters that the node cannot count; they are absent instead of 0. So are
-    pending waits. `only_stages`: the stages with figures; the verdict is of all. `objectives`:
-    they decide which waits the verdict finds worth attention.
+    `uncounted`: counters and stages that the node cannot measure; these counters are absent
+    instead of 0. So are pending waits. `only_stages`: the stages with figures; the verdict is of
+    all. `objectives`: they decide which waits the verdict finds worth attention.
     """
     wanted = set(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
@@ -150,10 +151,15 @@ def report_on(
         for name in seen.stages
         if only_stages is None or name in only_stages
     )
-    verdict = judge(seen, node, wanted, objectives)
+    verdict = judge(seen, node, _measuring(wanted, uncounted), objectives)
     return TargetReport(
         stages, seen.counters, seen.netns_counters, verdict, seen.pending, seen.peers
     )
+
+
+def _measuring(wanted: Iterable[Module], uncounted: Container[str]) -> frozenset[Module]:
+    """Return the wanted modules but those without any stage, such as those that are stopped."""
+    return frozenset(stage.module for stage in stages_of(wanted) if stage.name not in uncounted)
 
 
 def _others(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:

@@ -90,6 +90,16 @@ _NO_DATA_CAME = (
     "path loses, such as packets that are larger than its MTU."
 )
 _NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
+_NOT_ALL_MODULES = (
+    "No measured wait is worth attention, but not all modules measure: see the evidence. Add them "
+    "to spec.modules or --modules. If they are there, coverage has the reason."
+)
+# What is not known without a module. The others are for more detail.
+_UNKNOWN_WITHOUT: Mapping[Module, str] = {
+    Module.RX: "data that waits to be read, and replies to datagrams",
+    Module.TX: "data that waits to be sent, and replies to datagrams",
+    Module.TCP: "losses, drops, connects, and answers over TCP",
+}
 
 # All that `judge` can give.
 NEXT_STEPS = frozenset(
@@ -101,6 +111,7 @@ NEXT_STEPS = frozenset(
         _MORE_TRAFFIC,
         _NO_DATA_CAME,
         _NEEDS_MODULES,
+        _NOT_ALL_MODULES,
         *UNJUDGED_STEPS,
         *(f"{_NONE_STANDS_OUT} {each}" for each in UNJUDGED_STEPS),
         *(each.next_step for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER)),
@@ -218,7 +229,7 @@ def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Modul
         return _accuse(measurement, *chosen, waits)
     if all(measurement.stage(total).histogram.count < MIN_SAMPLES for total in TOTALS):
         return _insufficient(attention, waits, modules)
-    return _acquit(attention, waits)
+    return _acquit(attention, waits, modules)
 
 
 def _chosen(waits: Sequence[Wait]) -> tuple[Wait, float] | None:
@@ -281,12 +292,13 @@ def _listed(waits: Iterable[Wait]) -> str:
     return ", ".join(f"{wait.cause} {format_ns(wait.ns)}" for wait in waits)
 
 
-def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
+def _acquit(attention: Attention, waits: Sequence[Wait], modules: Container[Module]) -> Verdict:
     """Return the verdict without an accusation; it lists the unknown parts."""
     measurement = attention.measurement
     others = unjudged(attention)
     of_others = _first_step(others)
-    unknown = (*(each.evidence for each in others), *_unknown(measurement))
+    unmeasured = tuple(_unmeasured(modules))
+    unknown = (*(each.evidence for each in others), *_unknown(measurement), *unmeasured)
     if any(wait.is_noteworthy for wait in waits) or any(attention.missed()):
         evidence = (*_worth_attention(waits), *unknown)
         return Verdict(Bottleneck.NONE, 0, evidence, _none_stands_out(of_others))
@@ -299,8 +311,20 @@ def _acquit(attention: Attention, waits: Sequence[Wait]) -> Verdict:
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
-    next_step = of_others or (_NOT_ALL_KNOWN if unknown else _NOTHING_TO_DO)
+    if of_others:
+        next_step = of_others
+    elif len(unknown) > len(unmeasured):
+        next_step = _NOT_ALL_KNOWN
+    else:
+        next_step = _NOT_ALL_MODULES if unmeasured else _NOTHING_TO_DO
     return Verdict(Bottleneck.NONE, 0, evidence, next_step)
+
+
+def _unmeasured(modules: Container[Module]) -> Iterator[str]:
+    """Yield what is not known because a module does not measure."""
+    for module, figures in _UNKNOWN_WITHOUT.items():
+        if module not in modules:
+            yield f"module {module} does not measure: {figures} are not known"
 
 
 def _worth_attention(waits: Iterable[Wait]) -> Iterator[str]:

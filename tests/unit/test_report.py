@@ -13,7 +13,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.report import report_on, report_on_node
 from latencyprobe.domain.serialisation import document_of
-from latencyprobe.domain.stages import DEFAULT_MODULES, Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module, stages_of
 
 
 def of(*durations_ns: int) -> StageMeasurement:
@@ -158,3 +158,14 @@ def test_a_nodes_costliest_details_come_first_within_each_stage() -> None:
         ("rx.stack", "c"),
     ]
     assert list(report.counters.items()) == [("a", 2), ("z", 1)]
+
+
+def test_a_module_that_is_stopped_leaves_its_part_unknown() -> None:
+    """Of a module that would exceed the budget, coverage has no stage."""
+    quick = Measurement({"rx.total": StageMeasurement(Histogram.of([5000] * 200))})
+    stopped = {stage.name for stage in stages_of([Module.TCP])}
+    assert report_on(quick, DEFAULT_MODULES).verdict.next_step.startswith("Nothing to do")
+    verdict = report_on(quick, DEFAULT_MODULES, uncounted=stopped).verdict
+    assert "module tcp does not measure: losses" in verdict.evidence[-1]
+    partly = report_on(quick, DEFAULT_MODULES, uncounted={"tcp.rtt"}).verdict
+    assert partly.next_step.startswith("Nothing to do")

@@ -13,7 +13,7 @@ from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageM
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
-from latencyprobe.domain.stages import Module
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.verdict import DOMINANT_SHARE, Verdict, judge
 from tests.unit.equal_packets import MS, US, measured
 
@@ -387,6 +387,39 @@ def test_a_slow_wake_up_on_an_idle_machine_is_no_bottleneck() -> None:
     verdict = judge(measured(rx_stack=US, rx_socket=80 * US, tx_stack=US, tcp_rtt=900 * US))
     assert verdict.bottleneck is Bottleneck.NONE
     assert verdict.next_step == "Nothing to do: no wait is worth a person's attention."
+
+
+@pytest.mark.parametrize(
+    ("modules", "unknown"),
+    [
+        ({Module.RX, Module.TX}, {"module tcp does not measure": "losses, drops, connects"}),
+        (
+            {Module.RX},
+            {"module tx does not measure": "to be sent", "module tcp does not measure": "losses"},
+        ),
+        ({Module.TX, Module.TCP}, {"module rx does not measure": "to be read"}),
+    ],
+)
+def test_what_a_missing_module_would_measure_is_not_known(
+    modules: set[Module], unknown: dict[str, str]
+) -> None:
+    verdict = judge(QUICK_PACKETS, modules=modules)
+    assert verdict.bottleneck is Bottleneck.NONE
+    for module, figures in unknown.items():
+        assert any(line.startswith(module) and figures in line for line in verdict.evidence)
+    assert "spec.modules or --modules" in verdict.next_step
+    failed = judge(QUICK_PACKETS + Measurement(counters={"rtos": 5}), modules=modules)
+    assert "measure the peer too" in failed.next_step
+    slow = judge(measured(rx_softirq=33 * MS, rx_host=33 * MS, rx_socket=34 * MS), modules=modules)
+    assert slow.bottleneck is Bottleneck.NONE
+    assert any("does not measure" in line for line in slow.evidence)
+
+
+@pytest.mark.parametrize("more", [set(), {Module.SCHED}, {Module.IRQ}])
+def test_modules_for_more_detail_are_not_missing(more: set[Module]) -> None:
+    verdict = judge(QUICK_PACKETS, modules={*DEFAULT_MODULES, *more})
+    assert verdict == judge(QUICK_PACKETS)
+    assert verdict.next_step.startswith("Nothing to do")
 
 
 @pytest.mark.parametrize(
