@@ -83,6 +83,7 @@ _FAILED_CONNECTS = (
     "connectUnreachable",
     "connectFailedOther",
 )
+_ABORTED = ("connectAborted",)
 # TCP_DELACK_MAX, include/net/tcp.h
 _LONGEST_DELAYED_ACK_NS = 200_000_000
 # A connect that is given up when another one stands, has not taken much longer.
@@ -102,6 +103,18 @@ def drops_that_may_matter(counters: Mapping[str, int]) -> Mapping[str, int]:
         return {}
     harmless = {DROP_PREFIX + reason for reason in _HARMLESS}
     return {name: count for name, count in drops.items() if name not in harmless}
+
+
+def late_aborts(measurement: Measurement) -> Mapping[str, int]:
+    """Return the counter of connects that this side gave up, if it had waited for an answer.
+
+    Few are no verdict, and a loser of a race has not waited: it is given up as soon as another
+    connect stands.
+    """
+    ns, counters = measurement.counters.get("connectAbortedNs", 0), counted(measurement, _ABORTED)
+    median_ns = measurement.stage("tcp.connect").histogram.percentile(50)
+    late_ns = max(LONG_ANSWER_NS, _LONGER_THAN_A_RACE * median_ns)
+    return counters if ns >= late_ns * sum(counters.values()) else {}
 
 
 @dataclass

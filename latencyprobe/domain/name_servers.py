@@ -5,6 +5,7 @@ The replies themselves are in udp.response.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS
@@ -15,6 +16,26 @@ from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, are_many, 
 
 # Of the C library's: resolv.conf(5), "timeout".
 _PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
+# Fewer queries without a reply are those under way when counters and pending waits were read.
+_SHARE_WITHOUT_REPLY = 0.01
+
+
+def queries_without_reply(measurement: Measurement) -> Iterator[str]:
+    """Yield the queries to port 53 that had no reply, also if they are few.
+
+    They are no accusation, since the reply may not have been needed.
+    """
+    asked, lost = measurement.counters.get("dnsQueries", 0), _without_reply(measurement)
+    if lost > 0 and lost >= _SHARE_WITHOUT_REPLY * asked:
+        yield of_count(lost, f"failures: {lost:,} of {asked:,} queries to port 53 had no reply")
+
+
+def _without_reply(measurement: Measurement) -> int:
+    """Return the number of these queries. Those that wait for less than a second are not due."""
+    waiting = pending_of_kind(measurement, "unansweredQueries")
+    not_due = 0 if waiting.oldest_ns >= OPEN_TOO_LONG_NS else waiting.count
+    counters = measurement.counters
+    return counters.get("dnsQueries", 0) - counters.get("dnsQueriesEnded", 0) - not_due
 
 
 @dataclass
@@ -47,11 +68,9 @@ class NameServers:
         """The queries to port 53 without a reply, if most have none: no name server is there.
 
         Of fewer it is not known: a resolver may close its socket before a reply that it does not
-        need any more. Those that wait for less than a second are not due.
+        need any more.
         """
-        waiting = pending_of_kind(self.measurement, "unansweredQueries")
-        not_due = 0 if waiting.oldest_ns >= OPEN_TOO_LONG_NS else waiting.count
-        lost = self._asked - self.measurement.counters.get("dnsQueriesEnded", 0) - not_due
+        lost = _without_reply(self.measurement)
         return lost if lost >= MANY_FAILURES and 2 * lost > self._asked else 0
 
     @property

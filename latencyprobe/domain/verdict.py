@@ -22,8 +22,9 @@ from latencyprobe.domain.causes import (
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import of_count, of_percentile, of_time
 from latencyprobe.domain.histogram import EMPTY, Histogram
-from latencyprobe.domain.losses import drops_that_may_matter
+from latencyprobe.domain.losses import drops_that_may_matter, late_aborts
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
+from latencyprobe.domain.name_servers import queries_without_reply
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
@@ -165,6 +166,8 @@ _FAILURES = (
     "connectFailedOther",
     "acceptQueueOverflows",
     "receiveQueueOverflows",
+    "requestsAbandoned",
+    "dnsQueriesRepeated",
 )
 
 
@@ -357,9 +360,10 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
             text = f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
             yield of_count(without, text)
     drops = drops_that_may_matter(measurement.counters)
-    failures = {**counted(measurement, _FAILURES), **drops}
+    failures = {**counted(measurement, _FAILURES), **late_aborts(measurement), **drops}
     for text in shown(failures):
         yield of_count(next(iter(failures.values())), f"failures: {text}")
+    yield from queries_without_reply(measurement)
 
 
 def _insufficient(

@@ -428,6 +428,26 @@ def test_modules_for_more_detail_are_not_missing(more: set[Module]) -> None:
         ({}, {"rtos": 5}, "failures: rtos 5"),
         ({}, {"drops.NETFILTER_DROP": 3}, "failures: drops.NETFILTER_DROP 3"),
         (
+            {},
+            {"requestsAbandoned": 2, "requestsAbandonedNs": 4000 * MS},
+            "failures: requestsAbandoned 2",
+        ),
+        (
+            {},
+            {"connectAborted": 4, "connectAbortedNs": 4 * 3000 * MS},
+            "failures: connectAborted 4",
+        ),
+        (
+            {},
+            {"dnsQueries": 100, "dnsQueriesEnded": 97},
+            "failures: 3 of 100 queries to port 53 had no reply",
+        ),
+        (
+            {},
+            {"dnsQueries": 9, "dnsQueriesEnded": 9, "dnsQueriesRepeated": 1},
+            "failures: dnsQueriesRepeated 1",
+        ),
+        (
             {"tx.total": StageMeasurement(unmatched=50)},
             {},
             "tx.total: 50 of 150 packets were not measured from end to end",
@@ -442,6 +462,30 @@ def test_the_verdict_lists_the_unknown_parts(
     assert verdict.bottleneck is Bottleneck.NONE
     assert told in verdict.evidence
     assert "Nothing to do" not in verdict.next_step
+
+
+@pytest.mark.parametrize(
+    ("counters", "stood_ms"),
+    [
+        # the loser of a race between two addresses
+        ({"connectAborted": 4, "connectAbortedNs": 4 * 20 * MS}, 10),
+        ({"connectAborted": 4, "connectAbortedNs": 4 * 150 * MS}, 140),
+        # one query was under way between two readings
+        ({"dnsQueries": 1000, "dnsQueriesEnded": 999}, 1),
+        ({"dnsQueries": 10, "dnsQueriesEnded": 12}, 1),
+        # an abandoned poll has a counter of its own
+        ({"requestsUnanswered": 4, "requestsUnansweredNs": 4 * 30_000 * MS}, 1),
+    ],
+)
+def test_what_may_be_healthy_is_no_failure(counters: dict[str, int], stood_ms: int) -> None:
+    quick = QUICK_PACKETS + measured(20, tcp_connect=stood_ms * MS, counters=counters)
+    assert judge(quick).next_step.startswith("Nothing to do")
+
+
+def test_a_query_that_is_not_due_is_no_failure() -> None:
+    asked = QUICK_PACKETS + queries(20, 18)
+    young = {"unansweredQueries": Pending(2, 2, oldest_ns=MS, waiting_ns=2 * MS)}
+    assert judge(replace(asked, pending=young)).next_step.startswith("Nothing to do")
 
 
 @pytest.mark.parametrize(
