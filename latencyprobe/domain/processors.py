@@ -2,11 +2,13 @@
 
 Module sched names the cgroup that runs instead. Without it there are the kernel's own accounts of
 the target's cgroup and threads: a quota, the hypervisor, or a neighbour without a name.
+
+Less than a cause takes is *noted* in the evidence, if it is no noise: from 1 % on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from latencyprobe.domain.causes import Bottleneck
@@ -14,7 +16,7 @@ from latencyprobe.domain.cgroups import cgroup_text
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import EvidenceLine, of_count, of_percentile, of_share, of_time
 from latencyprobe.domain.measurement import Measurement, NodeMeasurement, StageMeasurement
-from latencyprobe.domain.stages import waits_for_cgroups
+from latencyprobe.domain.stages import CPU_PRESSURE, waits_for_cgroups
 
 # By module sched: the time in which a thread could run and did not, by who ran.
 _WAITED: Mapping[str, Bottleneck] = {
@@ -25,19 +27,26 @@ _WAITED: Mapping[str, Bottleneck] = {
 # A quota that stops fewer periods, or a hypervisor that takes less, explains no late thread.
 _LEAST_THROTTLED = 0.05
 _LEAST_STOLEN = 0.10
+# By module sched, a wait whose cause is known for less than this part has no name.
+_LEAST_NAMED = 0.10
+# Of periods, of the node's CPU time, of all waiting: less of it is noise.
+_LEAST_NOTED = 0.01
+_LEAST_NOTED_PRESSURE_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class CPUDelay:
     """The mean time that a thread which could run waited for a CPU, and the cause.
 
-    `culprit`: the cgroup that ran instead, where it is known.
+    `culprit`: the cgroup that ran instead, where it is known. `share`: the part of its CPU time
+    that a thread waits at least, also while it seems to run.
     """
 
     cause: Bottleneck
     mean_ns: int
     figures: tuple[str, ...] = ()
     culprit: str = ""
+    share: float = 0.0
 
     def part_of(self, waits: int, waiting_ns: int) -> int:
         """Return the part of so many waits, together so long, that was waiting for a CPU."""
@@ -46,7 +55,7 @@ class CPUDelay:
     def part_of_each(self, waits: StageMeasurement, waiting_ns: int) -> int:
         """Return the same of waits whose times are known: each has at most its own time of it."""
         of_all_ns = round(waits.histogram.sum_up_to(self.mean_ns) / waits.sampling_ratio)
-        return min(waiting_ns, of_all_ns)
+        return min(waiting_ns, max(of_all_ns, round(self.share * waiting_ns)))
 
 
 NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)
@@ -56,15 +65,31 @@ def cpu_delay(measurement: Measurement, node: NodeMeasurement) -> CPUDelay:
     """Return how long the target's threads waited for a CPU; by the best account that there is."""
     delay = _by_switches(measurement) or _by_quota(measurement) or _by_readers(measurement)
     if delay.cause is Bottleneck.CPU_CONTENTION and (stolen := _stolen(node)) >= _LEAST_STOLEN:
-        text = f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)"
-        figure = of_share(stolen, text)
-        return CPUDelay(Bottleneck.NODE_STEAL, delay.mean_ns, (*delay.figures, figure))
+        figures = (*delay.figures, _steal_figure(stolen))
+        return CPUDelay(Bottleneck.NODE_STEAL, delay.mean_ns, figures, share=stolen)
     return delay
+
+
+def noted(
+    measurement: Measurement, node: NodeMeasurement, waiting_ns: int, known: Collection[str]
+) -> Iterator[EvidenceLine]:
+    """Yield the accounts of the CPU that are no noise beside this waiting, and not known yet."""
+    periods, throttled, _ = _quota(measurement)
+    if throttled and throttled >= _LEAST_NOTED * periods:
+        yield from (line for line in _quota_figures(measurement) if line not in known)
+    stolen = _stolen(node)
+    if stolen >= _LEAST_NOTED and (line := _steal_figure(stolen)) not in known:
+        yield line
+    pressure_ns = measurement.counters.get(CPU_PRESSURE, 0)
+    if pressure_ns >= max(_LEAST_NOTED_PRESSURE_NS, _LEAST_NOTED * waiting_ns):
+        text = f"some thread of its cgroup waited for a CPU for {format_ns(pressure_ns)}"
+        yield of_time(pressure_ns, f"{text} ({CPU_PRESSURE})")
 
 
 def _by_switches(measurement: Measurement) -> CPUDelay | None:
     """Return the delay by module sched, which sees each thread that waits; None without it."""
-    runqueue = measurement.stage("sched.runqueue").histogram
+    switches = measurement.stage("sched.runqueue")
+    runqueue = switches.histogram
     if not runqueue.count:
         return None
     p50_ns, p99_ns = (runqueue.percentile(percent) for percent in (50, 99))
@@ -72,7 +97,7 @@ def _by_switches(measurement: Measurement) -> CPUDelay | None:
     figures = [of_percentile(p99_ns, text)]
     waited = {name: measurement.counters.get(name, 0) for name in _WAITED}
     most = max(waited, key=lambda name: waited[name])
-    if not waited[most]:
+    if waited[most] < max(_LEAST_NAMED * runqueue.sum_ns / switches.sampling_ratio, 1):
         return CPUDelay(Bottleneck.CPU_CONTENTION, runqueue.mean_ns, tuple(figures))
     text = ", ".join(f"{name} {format_ns(ns)}" for name, ns in waited.items() if ns)
     figures.append(of_time(waited[most], text))
@@ -127,6 +152,10 @@ def _by_readers(measurement: Measurement) -> CPUDelay:
     text = f"the threads that read waited {format_ns(waited_ns)} for a CPU (readerDelayNs)"
     figure = of_time(waited_ns, text)
     return CPUDelay(Bottleneck.CPU_CONTENTION, round(waited_ns / reads), (figure,))
+
+
+def _steal_figure(stolen: float) -> EvidenceLine:
+    return of_share(stolen, f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)")
 
 
 def _stolen(node: NodeMeasurement) -> float:

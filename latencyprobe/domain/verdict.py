@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from latencyprobe.domain import processors
 from latencyprobe.domain.attention import MIN_SAMPLES, Attention, Objective
 from latencyprobe.domain.causes import (
     BY_ITS_PROBE,
@@ -195,8 +196,11 @@ def judge(
         *_counted("on its node", node.counters, names),
     )
     waiting_ns = {str(wait.cause): wait.ns for wait in _longest(waits)}
-    evidence = (*verdict.evidence, *attention.missed(), *counts)
-    return replace(verdict, evidence=evidence, waiting_ns=waiting_ns)
+    evidence = [*verdict.evidence, *attention.missed()]
+    if verdict.bottleneck is not Bottleneck.NONE:
+        whole_ns = sum(wait.ns for wait in waits)
+        evidence += processors.noted(measurement, node, whole_ns, verdict.evidence)
+    return replace(verdict, evidence=(*evidence, *counts), waiting_ns=waiting_ns)
 
 
 def with_culprit(verdict: Verdict, culprit: str) -> Verdict:

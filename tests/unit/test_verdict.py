@@ -15,6 +15,7 @@ from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import DEFAULT_MODULES, Module
 from latencyprobe.domain.verdict import DOMINANT_SHARE, Verdict, judge
+from latencyprobe_agent.evidence.cpu import parse_cpu_time, parse_steal
 from tests.unit.equal_packets import MS, US, measured
 
 
@@ -182,13 +183,19 @@ def test_a_slow_reader_that_was_seen_to_get_its_cpu_says_so() -> None:
 @pytest.mark.parametrize(
     ("counters", "bottleneck", "culprit"),
     [
-        ({"waitedForOwnNs": 9, "waitedForOthersNs": 5}, Bottleneck.SELF_CONTENTION, ""),
-        ({"waitedThrottledNs": 9, "waitedForOthersNs": 5}, Bottleneck.CPU_THROTTLED, ""),
+        ({"waitedForOwnNs": 90 * MS, "waitedForOthersNs": 50 * MS}, Bottleneck.SELF_CONTENTION, ""),
+        ({"waitedThrottledNs": 90 * MS, "waitedForOthersNs": 5}, Bottleneck.CPU_THROTTLED, ""),
         (
-            {"waitedForOthersNs": 9, "waitedForCgroup.7": 2, "waitedForCgroup.12": 6},
+            {
+                "waitedForOthersNs": 90 * MS,
+                "waitedForCgroup.7": 20 * MS,
+                "waitedForCgroup.12": 60 * MS,
+            },
             Bottleneck.NOISY_NEIGHBOUR,
             "cgroup 12",
         ),
+        # of 800 ms
+        ({"waitedForOwnNs": 79 * MS}, Bottleneck.CPU_CONTENTION, ""),
     ],
 )
 def test_the_cgroup_that_ran_instead_is_the_cause_of_waiting_for_a_cpu(
@@ -244,6 +251,78 @@ def test_a_hypervisor_that_takes_the_cpu_is_the_cause() -> None:
     stolen = NodeMeasurement(counters={"cpuTimeNs": 10_000 * MS, "cpuStealNs": 3_000 * MS})
     assert judge(late, stolen).bottleneck is Bottleneck.NODE_STEAL
     assert "30%" in judge(late, stolen).evidence[2]
+
+
+def test_a_neighbours_moment_hides_no_hypervisor() -> None:
+    late = measured(rx_socket=9 * MS) + waits(rx_wakeup=8 * MS)
+    own = Measurement(counters={"waitedForOwnNs": 79 * MS})
+    assert judge(late + own, stolen(30)).bottleneck is Bottleneck.NODE_STEAL
+
+
+def stolen(percent: int) -> NodeMeasurement:
+    """A node of which the hypervisor took this part of the CPU time."""
+    before = "cpu  1000 0 500 9000 0 0 0 100 0 0\ncpu0 1 2 3"
+    after = f"cpu  1100 0 600 {9800 - 10 * percent} 0 0 0 {100 + 10 * percent} 0 0\ncpu0 1 2 3"
+    counters = {}
+    for name, parse in (("cpuStealNs", parse_steal), ("cpuTimeNs", parse_cpu_time)):
+        begin, end = parse(before), parse(after)
+        assert begin is not None
+        assert end is not None
+        counters[name] = end - begin
+    return NodeMeasurement(counters=counters)
+
+
+def test_answers_of_a_thread_whose_cpu_was_stolen_are_the_hypervisors() -> None:
+    """It never waits behind another thread, so no account of the scheduler shows it."""
+    slow = measured(rx_socket=20 * US, tx_stack=10 * US, app_response=10 * MS)
+    verdict = judge(slow, stolen(60))
+    assert verdict.bottleneck is Bottleneck.NODE_STEAL
+    assert verdict.waiting_ns["NodeSteal"] == 600 * MS
+    assert verdict.waiting_ns["Application"] == 400 * MS
+    assert "the hypervisor took 60% of the node's CPU time (steal)" in verdict.evidence
+    assert judge(slow, stolen(20)).bottleneck is Bottleneck.APPLICATION
+    assert any("NodeSteal 200ms" in line for line in judge(slow, stolen(20)).evidence)
+
+
+QUOTA = "the CPU limit stopped it in 2 of 100 periods, for 70ms each"
+PRESSURE = "some thread of its cgroup waited for a CPU for 900ms (cpuPressureNs)"
+STEAL = "the hypervisor took 3% of the node's CPU time (steal)"
+
+
+@pytest.mark.parametrize(
+    ("counters", "percent", "told"),
+    [
+        ({"cpuPeriods": 100, "cpuThrottledPeriods": 2, "cpuThrottledNs": 140 * MS}, 0, [QUOTA]),
+        ({"cpuPeriods": 201, "cpuThrottledPeriods": 2, "cpuThrottledNs": 140 * MS}, 0, []),
+        ({"cpuPressureNs": 900 * MS}, 3, [STEAL, PRESSURE]),
+        # of 80 s
+        ({"cpuPressureNs": 799 * MS}, 0, []),
+        ({}, 3, [STEAL]),
+        ({}, 0, []),
+    ],
+)
+def test_less_waiting_for_a_cpu_than_a_cause_takes_is_noted(
+    counters: dict[str, int], percent: int, told: list[str]
+) -> None:
+    slow = measured(1000, rx_socket=80 * MS)
+    verdict = judge(slow + Measurement(counters=counters), stolen(percent))
+    assert verdict.bottleneck is Bottleneck.SLOW_READER
+    assert list(verdict.evidence[len(judge(slow).evidence) :]) == told
+    quick = judge(QUICK_PACKETS + Measurement(counters=counters), stolen(percent))
+    assert quick == judge(QUICK_PACKETS)
+
+
+def test_the_account_that_names_the_cause_is_noted_once() -> None:
+    quota = {"cpuPeriods": 60, "cpuThrottledPeriods": 40, "cpuThrottledNs": 40 * 70 * MS}
+    verdict = judge(measured(rx_socket=12 * MS, counters=quota))
+    assert sum("the CPU limit stopped" in line for line in verdict.evidence) == 1
+
+
+def test_a_starved_target_without_packets_has_the_account_of_its_cpu() -> None:
+    quota = {"cpuPeriods": 60, "cpuThrottledPeriods": 40, "cpuThrottledNs": 40 * 70 * MS}
+    verdict = judge(Measurement(counters=quota))
+    assert verdict.bottleneck is Bottleneck.INSUFFICIENT_DATA
+    assert "the CPU limit stopped it in 40 of 60 periods, for 70ms each" in verdict.evidence
 
 
 @pytest.mark.parametrize(
