@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from latencyprobe.domain.attention import (
     LONG_ANSWER_NS,
+    LONG_IN_ALL_NS,
     MIN_SAMPLES,
     NO_FIRST_ANSWER_NS,
     OPEN_TOO_LONG_NS,
@@ -18,7 +19,7 @@ from latencyprobe.domain.attention import (
 )
 from latencyprobe.domain.causes import MEASURE_THE_OTHER_END
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.evidence import of_count, of_time
+from latencyprobe.domain.evidence import of_count, of_percentile, of_time
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import (
     FIRST_ANSWERS,
@@ -225,12 +226,19 @@ def _few_answers(measurement: Measurement) -> Iterator[Unjudged]:
 
 
 def _late_ends(measurement: Measurement) -> Iterator[Unjudged]:
+    """Yield answers whose last byte comes late, on average or once in a hundred times."""
     for name in _TRANSFERS:
         transfers = measurement.stage(name).histogram
-        if transfers.count >= MIN_SAMPLES and transfers.mean_ns >= LONG_ANSWER_NS:
-            mean = format_ns(transfers.mean_ns)
-            line = f"{name}: {mean} on average from the first byte of an answer to the last"
+        if transfers.count < MIN_SAMPLES:
+            continue
+        until = "from the first byte of an answer to the last"
+        p99_ns = transfers.percentile(99)
+        if transfers.mean_ns >= LONG_ANSWER_NS:
+            line = f"{name}: {format_ns(transfers.mean_ns)} on average {until}"
             yield Unjudged(of_time(transfers.mean_ns, line), _ENDS_ARE_LATE)
+        elif p99_ns >= LONG_IN_ALL_NS:
+            line = f"{name}: p99 {format_ns(p99_ns)} {until}"
+            yield Unjudged(of_percentile(p99_ns, line), _ENDS_ARE_LATE)
 
 
 def _late_connections(measurement: Measurement) -> Iterator[Unjudged]:

@@ -1243,6 +1243,17 @@ def test_answers_that_end_late_are_never_nothing_to_do(name: str, transfers: Mea
     assert verdict.next_step.startswith("The first byte of an answer comes soon")
 
 
+@pytest.mark.parametrize("late", [8, 4])
+def test_one_answer_in_fifty_that_ends_late_is_never_nothing_to_do(late: int) -> None:
+    ends = measured(400 - late, peer_transfer=MS // 2) + measured(late, peer_transfer=2000 * MS)
+    verdict = judge(QUICK_PACKETS + ends)
+    assert verdict.bottleneck is Bottleneck.NONE
+    is_often = late == 8
+    line = "peer.transfer: p99 1.92s from the first byte of an answer to the last"
+    assert (line in verdict.evidence) is is_often
+    assert verdict.next_step.startswith("Nothing to do") is not is_often
+
+
 def test_many_quick_requests_for_each_answer_are_the_applications() -> None:
     slow = QUICK_PACKETS + measured(200, app_response=44 * MS)
     verdict = judge(slow + measured(60_000, peer_response=130 * US))
