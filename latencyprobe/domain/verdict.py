@@ -21,10 +21,15 @@ from latencyprobe.domain.causes import (
     Cause,
 )
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.evidence import of_count, of_percentile, of_time
+from latencyprobe.domain.evidence import of_count, of_percentile, of_share, of_time
 from latencyprobe.domain.histogram import EMPTY, Histogram
 from latencyprobe.domain.losses import drops_that_may_matter, late_aborts
-from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
+from latencyprobe.domain.measurement import (
+    CONNTRACK_FULL_PERCENT,
+    NOTHING_OF_THE_NODE,
+    Measurement,
+    NodeMeasurement,
+)
 from latencyprobe.domain.name_servers import queries_without_reply
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import Module
@@ -39,6 +44,8 @@ _BESIDE_DISTANCE = 0.10
 # Fewer packets without a known end are not worth a remark.
 _UNKNOWN_SHARE = 0.05
 _SHOWN_CAUSES = 4
+# From here on the node's conntrack table is worth a word: docs/stages.md
+_NEARLY_FULL_PERCENT = 80
 # The stages of a connection on which no data was sent.
 _OF_CONNECTIONS = frozenset({"tcp.connect", "tcp.handshake", "tcp.accept", "tcp.recovery"})
 
@@ -194,6 +201,7 @@ def judge(
         *_counted("at its own sockets", measurement.counters, names),
         *_counted("in its network namespace", measurement.netns_counters, names),
         *_counted("on its node", node.counters, names),
+        *_tracking(node),
     )
     waiting_ns = {str(wait.cause): wait.ns for wait in _longest(waits)}
     evidence = [*verdict.evidence, *attention.missed()]
@@ -227,6 +235,14 @@ def _counted(where: str, counters: Mapping[str, int], names: Iterable[str]) -> I
     seen = {name: counters[name] for name in names if counters.get(name)}
     for text in shown(seen):
         yield of_count(next(iter(seen.values())), f"during the window {where}: {text}")
+
+
+def _tracking(node: NodeMeasurement) -> Iterator[str]:
+    """Yield the fill of the node's connection tracking, if it is nearly full."""
+    percent = node.counters.get(CONNTRACK_FULL_PERCENT, 0)
+    if percent >= _NEARLY_FULL_PERCENT:
+        text = f"the node's table of tracked connections was {percent} % full at most"
+        yield of_share(percent / 100, f"{text} ({CONNTRACK_FULL_PERCENT})")
 
 
 def _judge(attention: Attention, waits: Sequence[Wait], modules: Container[Module]) -> Verdict:

@@ -616,6 +616,20 @@ def test_drops_of_the_node_are_reported_and_its_squeezes_where_they_matter(
     assert verdict.bottleneck is alone.bottleneck
 
 
+@pytest.mark.parametrize(("percent", "is_told"), [(79, False), (80, True), (100, True)])
+@pytest.mark.parametrize(
+    "window", [Measurement(), measured(rx_socket=9 * MS), measured(rx_socket=US)]
+)
+def test_a_nearly_full_table_of_connections_stands_with_every_verdict(
+    window: Measurement, percent: int, is_told: bool
+) -> None:
+    node = NodeMeasurement(counters={"conntrackFullPercent": percent})
+    fill = f"the node's table of tracked connections was {percent} % full at most"
+    told = (f"{fill} (conntrackFullPercent)",) if is_told else ()
+    assert judge(window, node).evidence == (*judge(window).evidence, *told)
+    assert judge(window, None).evidence == judge(window).evidence
+
+
 @pytest.mark.parametrize(
     ("stages", "counters", "told"),
     [
