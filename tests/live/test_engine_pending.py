@@ -134,7 +134,7 @@ async def test_a_reader_that_hangs_is_seen_with_all_its_segments(
 
 @pytest.mark.unscoped
 async def test_the_rest_of_a_segment_counts_in_bytes(start_engine: Start, pair: Pair) -> None:
-    """As in rx.socket, a segment's wait ends with its first byte."""
+    """It has the age of the last data that came, once the length of a tick is known."""
     client, server = pair
     engine = await watch(start_engine, client, server)
     if is_unavailable(engine):
@@ -142,16 +142,20 @@ async def test_the_rest_of_a_segment_counts_in_bytes(start_engine: Start, pair: 
     with open_between(client, server) as both:
         both.client.sendall(SEGMENT)
         wait_for_bytes(both.server, len(SEGMENT))
+        age = Age()
         both.client.sendall(SEGMENT)
         wait_for_bytes(both.server, 2 * len(SEGMENT))
+        age.begun()
         both.server.recv(50)
         unread = pending(engine, SERVER)["unreadSegments"]
         assert (unread.count, unread.sockets) == (1, 1)
         assert unread.bytes == waiting_bytes(both.server) == 350
         both.server.recv(250)
-        unread = pending(engine, SERVER)["unreadSegments"]
-        assert (unread.count, unread.oldest_ns) == (1, 0)
+        measure_ticks(engine)
+        unread = age.read(engine, SERVER)["unreadSegments"]
+        assert unread.count == 1
         assert unread.bytes == waiting_bytes(both.server) == 100
+        age.assert_is_nearly(unread.oldest_ns)
 
 
 @pytest.mark.unscoped
