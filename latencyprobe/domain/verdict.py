@@ -305,10 +305,10 @@ def _longest(waits: Sequence[Wait]) -> Sequence[Wait]:
 
 
 def _in_all(chosen: Wait, waits: Sequence[Wait]) -> Iterator[str]:
-    """Yield the seconds of waiting, and other causes that are worth attention, if there are."""
+    """Yield the seconds of waiting, and those of other causes that are worth attention."""
     others = [wait for wait in _longest(waits) if wait.is_noteworthy and wait is not chosen]
-    if others:
-        yield of_time(chosen.ns, f"in all {format_ns(chosen.ns)}; also {_listed(others)}")
+    also = f"; also {_listed(others)}" if others else ""
+    yield of_time(chosen.ns, f"in all {format_ns(chosen.ns)}{also}")
 
 
 def _listed(waits: Iterable[Wait]) -> str:

@@ -142,6 +142,7 @@ def test_the_verdict_carries_share_and_figures() -> None:
     assert verdict.evidence == (
         "rx.socket: 80ms on average, p50 80ms, p99 80ms, 100 times",
         "data waits in the socket until the application reads it",
+        "in all 8s",
     )
     assert verdict.waiting_ns == {"SlowReader": 8000 * MS}
 
