@@ -18,7 +18,7 @@ struct found_turn {
 	u64 answers;
 	u64 slowest_ns;	    /* of its answers */
 	u64 connect_age_ns; /* of a connect without an answer, from 1 s on */
-	u64 resent_age_ns;  /* of retransmits without an ACK */
+	u64 resent_age_ns;  /* of retransmits without an ACK, likewise */
 };
 
 #ifdef MODULE_TCP

@@ -34,6 +34,8 @@ struct pending_reading {
 	u64 crowded;  /* sockets whose peer had no room in `peers` */
 	u64 first_ns; /* of the first reading */
 	u64 first_tick;
+	u64 silent; /* peers that acknowledge nothing, in this reading */
+	u64 silent_in;
 	struct found_turn turn;
 };
 BYTES_OF(pending_reading);
@@ -72,10 +74,13 @@ static __always_inline u64 time_of_tick(volatile struct pending_reading *reading
 					u64 now)
 {
 	u64 tick = bpf_jiffies64(), ticks = tick - reading->first_tick, ago_ns;
+	u32 ago = tick - stamp;
 
 	if (ticks < TICKS_TO_MEASURE)
 		return 0;
-	ago_ns = (u64)((u32)tick - stamp) * ((now - reading->first_ns) / ticks);
+	if ((s32)ago < 0 && ago + TICKS_TO_MEASURE < TICKS_TO_MEASURE)
+		ago = 0; /* another CPU's tick */
+	ago_ns = (u64)ago * ((now - reading->first_ns) / ticks);
 	return ago_ns < now ? now - ago_ns : 0;
 }
 
@@ -157,29 +162,36 @@ static __always_inline u64 last_received_ns(volatile struct pending_reading *rea
 }
 
 /*
- * The peer has closed, and its last bytes may be a goodbye, such as close_notify of TLS: 24 to 53 bytes.
- * A pool finds them when it next uses the connection.
+ * A server has closed, and its last bytes may be a goodbye: close_notify of TLS (24 to 53 bytes), or what a
+ * database says of an idle session. A pool finds them when it next uses the connection.
  */
-#define LONGEST_GOODBYE 64
+#define LONGEST_GOODBYE 256
 
-static __always_inline bool is_goodbye(u32 tcp_state, u32 unread_bytes)
+static __always_inline bool is_goodbye(struct socket_state *state, struct sock *sk,
+				       struct tcp_sock *tp, u32 tcp_state, u32 unread_bytes)
 {
-	return tcp_state == TCP_CLOSE_WAIT && unread_bytes <= LONGEST_GOODBYE;
+#ifdef MODULE_TCP
+	if (state->turns.request_ns)
+		return false; /* they are an answer */
+#endif
+	return tcp_state == TCP_CLOSE_WAIT && unread_bytes <= LONGEST_GOODBYE &&
+	       !READ(sk, sk_max_ack_backlog) && READ(tp, bytes_received) > unread_bytes;
 }
 
 /*
  * Data in the socket that the application has not read. Segments that are not known (not sampled, more
  * than there is room for, or from before we watched) count as one at the end, of the least age.
  */
-static __always_inline void find_unread(struct pending_reading *reading, struct sock *sk,
-					struct tcp_sock *tp, u32 tcp_state, u64 now)
+static __always_inline void find_unread(struct pending_reading *reading, struct socket_state *state,
+					struct sock *sk, struct tcp_sock *tp, u32 tcp_state,
+					u64 now)
 {
 	volatile struct pending *pending = &reading->found.kinds[PENDING_UNREAD_SEGMENTS];
 	u32 unread = READ(tp, copied_seq), end = received_end(sk, tp, unread), known = unread;
 	struct segment_ring *ring = 0;
 	struct socket_queue *queue;
 
-	if (!is_after(end, unread) || is_goodbye(tcp_state, end - unread))
+	if (!is_after(end, unread) || is_goodbye(state, sk, tp, tcp_state, end - unread))
 		return;
 	queue = look_up_socket_queue(sk);
 	if (queue && queue->has_segment_ring)
@@ -262,6 +274,12 @@ static __always_inline u64 time_of_stamp(struct tcp_sock *tp, u32 stamp, u64 now
 	return stamp && age >= 0 ? now - (u64)age * unit_ns : 0;
 }
 
+/* 0 for what is younger: most of that ends by itself. */
+static __always_inline u64 of_a_second(u64 age_ns)
+{
+	return choose(is_below_0(age_ns - LEAST_PATIENCE_NS), 0, age_ns);
+}
+
 /*
  * The retransmission timer has expired, and no ACK came since: see note_timeout(). The bytes wait since
  * their first transmission. If that was before we watched, the socket has the time of the first
@@ -287,7 +305,7 @@ static __always_inline void find_retransmits(struct pending_reading *reading,
 		since = time_of_stamp(tp, READ(tp, retrans_stamp), now);
 	add_one(pending, since, now);
 	add_socket(pending, sent - unacknowledged);
-	turn->resent_age_ns = age_of(since, now);
+	turn->resent_age_ns = of_a_second(age_of(since, now));
 }
 
 /* When the request that waits for its answer was read, or sent; 0: it is not known, or none waits. */
@@ -336,8 +354,32 @@ static __always_inline void find_request(struct pending_reading *reading,
 	add_turns(&kinds[PENDING_STUCK_REQUESTS], is_late & is_server, late_since, now);
 }
 
+/*
+ * A peer that is known by what it does not acknowledge alone. Anyone can make such, so a reading has but a
+ * few: the others' places are for peers that were connected to.
+ */
+#define MOST_SILENT_PEERS 64
+
+static __always_inline struct peer *get_silent_peer(struct pending_reading *reading,
+						    struct waited_peer_key *key)
+{
+	struct peer *peer = (struct peer *)peers.lookup(key);
+
+	if (peer)
+		return peer;
+	if (reading->silent_in != reading->number) {
+		reading->silent_in = reading->number;
+		reading->silent = 0;
+	}
+	if (reading->silent >= MOST_SILENT_PEERS)
+		return 0;
+	reading->silent++;
+	return get_peer(key);
+}
+
 /* Report what the socket shows of its peer. */
-static __always_inline void report_peer(struct pending_reading *reading, struct sock *sk)
+static __always_inline void report_peer(struct pending_reading *reading, struct socket_state *state,
+					struct sock *sk)
 {
 	owners_t owners = *(volatile owners_t *)&reading->owners;
 	volatile struct found_turn *turn = &reading->turn;
@@ -346,14 +388,14 @@ static __always_inline void report_peer(struct pending_reading *reading, struct 
 
 	if (!(turn->is_known | turn->connect_age_ns | turn->resent_age_ns))
 		return;
-	find_peer(&key, sk, turn->is_server);
+	find_peer(&key, sk, role_of(sk, &state->turns) == ROLE_SERVER);
 	for (; owners; owners >>= OWNER_BITS) {
 		key.slot = first_slot(owners);
-		peer = get_peer(&key);
+		peer = turn->is_known ? get_peer(&key) : get_silent_peer(reading, &key);
 		if (peer)
 			add_to_peer(peer, turn);
 		else
-			reading->crowded++;
+			reading->crowded += turn->is_known;
 	}
 }
 
@@ -362,14 +404,13 @@ static __always_inline void find_connect(struct pending_reading *reading,
 {
 	volatile struct pending *pending = &reading->found.kinds[PENDING_UNANSWERED_CONNECTS];
 	volatile struct found_turn *turn = &reading->turn;
-	u64 connect_ns = state->connect_ns, age_ns;
+	u64 connect_ns = state->connect_ns;
 
 	if (tcp_state != TCP_SYN_SENT || !connect_ns)
 		return;
 	add_one(pending, connect_ns, now);
 	add_socket(pending, 0);
-	age_ns = age_of(connect_ns, now);
-	turn->connect_age_ns = choose(is_below_0(age_ns - LEAST_PATIENCE_NS), 0, age_ns);
+	turn->connect_age_ns = of_a_second(age_of(connect_ns, now));
 }
 
 /* A connection that accept() has not returned has no socket in the sense of the system calls. */
@@ -471,7 +512,7 @@ static __always_inline void find_pending(struct pending_reading *reading,
 
 #ifdef MODULE_RX
 	if (IS_IN(tcp_state, READABLE))
-		find_unread(reading, sk, tp, tcp_state, now);
+		find_unread(reading, state, sk, tp, tcp_state, now);
 #endif
 #ifdef MODULE_TX
 	if (IS_IN(tcp_state, OPEN | ENDING))
@@ -482,7 +523,7 @@ static __always_inline void find_pending(struct pending_reading *reading,
 	find_connect(reading, state, tcp_state, now);
 	if (IS_IN(tcp_state, OPEN | ENDING))
 		find_retransmits(reading, state, sk, tp, now);
-	report_peer(reading, sk);
+	report_peer(reading, state, sk);
 #endif
 }
 

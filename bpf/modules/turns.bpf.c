@@ -75,13 +75,18 @@ static __always_inline u32 apart(u32 left, u32 right)
 	return left > right ? left - right : right - left;
 }
 
-/* A single long halt counts as about twice the mean, so that it is outweighed soon. */
+/*
+ * A single long halt counts as about twice the mean, so that it is outweighed soon. After much shorter
+ * times the mean begins anew: it was that of an idle connection.
+ */
+#define MUCH_SHORTER_SHIFT 3
+
 static __always_inline u32 moved(u32 mean, u32 value)
 {
-	u32 least = mean >> (PACE_MEAN_SHIFT + 1);
 	u32 most = (mean >> (PACE_MEAN_SHIFT - 1)) + SHORTEST_INTERVAL;
 
-	value = value < least ? least : value;
+	if (value < mean >> (PACE_MEAN_SHIFT + MUCH_SHORTER_SHIFT))
+		return value << PACE_MEAN_SHIFT;
 	value = value > most ? most : value;
 	return mean + value - (mean >> PACE_MEAN_SHIFT);
 }

@@ -9,6 +9,7 @@ from latencyprobe.domain.attention import DEFAULT_BOUNDS, OPEN_TOO_LONG_NS, Boun
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.evidence import of_count
 from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.patience import KINDS_OF_PEERS
 from latencyprobe.domain.pending import PENDING_BY_NAME, Pending, describe
 
 # The cost of an event whose cost was not measured: a refused connect, a dropped datagram. It is the
@@ -71,6 +72,6 @@ def pending_wait(
     pending = pending_of_kind(measurement, kind)
     figures = (describe(PENDING_BY_NAME[kind], pending),) if pending.count else ()
     is_too_long = pending.oldest_ns >= bounds.at_least(OPEN_TOO_LONG_NS)
-    peer = next((each for each in measurement.peers if each.kind == kind), None)
-    culprit = str(peer.address) if peer is not None and pending.count else ""
+    peers = measurement.peers if kind in KINDS_OF_PEERS and pending.count else ()
+    culprit = next((str(each.address) for each in peers if each.kind == kind), "")
     return Wait(cause, pending.waiting_ns, is_too_long, stage, figures, culprit=culprit)

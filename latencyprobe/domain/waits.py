@@ -98,14 +98,17 @@ def _sum(waits: list[Wait]) -> Wait:
     first, *others = waits
     if not others:
         return first
+    whole_ns = sum(wait.ns for wait in waits)
+    # A small part of the waiting may be for another peer than the rest.
+    culprits = (wait.culprit for wait in waits if wait.culprit and 2 * wait.ns >= whole_ns)
     return Wait(
         first.cause,
-        sum(wait.ns for wait in waits),
+        whole_ns,
         any(wait.is_noteworthy for wait in waits),
         first.stage,
         tuple(dict.fromkeys(figure for wait in waits for figure in wait.figures)),
         first.is_distance,
-        next((wait.culprit for wait in waits if wait.culprit), ""),
+        next(culprits, ""),
     )
 
 

@@ -267,7 +267,7 @@ async def test_two_streams_that_cross_in_turns_are_no_requests(
     """The server is the faster one: each piece of the client has one of the server after it."""
     client, server = pair
     engine = await watch(start_engine, client, server)
-    turns = 40
+    turns = 30
 
     def cross(beats: Iterator[int]) -> Mapping[int, Measurement]:
         for beat in itertools.islice(beats, turns * 10):
@@ -279,7 +279,7 @@ async def test_two_streams_that_cross_in_turns_are_no_requests(
                 read_all(both.client, len(REPLY))
         return engine.read()
 
-    with open_between(client, server) as both, at_own_pace(gap_ms=8) as beats:
+    with open_between(client, server) as both, at_own_pace(gap_ms=10) as beats:
         first, then = ((app(each[SERVER]), peer(each[CLIENT])) for each in map(cross, [beats] * 2))
         for samples, unmatched in (*first, *then):
             assert samples + unmatched == turns

@@ -34,3 +34,11 @@ def test_the_culprit_is_the_peer_for_which_most_waits(kind: str, cause: Bottlene
     verdict = judge(Measurement(pending={kind: waiting}, peers=peers))
     assert (verdict.bottleneck, verdict.culprit) == (cause, "10.0.0.7:5432")
     assert "the longest for 10.0.0.7:5432" in verdict.evidence
+
+
+def test_a_short_wait_for_one_peer_is_no_culprit_of_long_ones_for_others() -> None:
+    refused = Measurement(counters={"connectRefused": 1000})
+    waiting = Pending(1, 1, oldest_ns=AGE_NS, waiting_ns=AGE_NS)
+    peers = (Peer(WORST, CONNECTS, 1, AGE_NS, AGE_NS),)
+    verdict = judge(refused + Measurement(pending={CONNECTS: waiting}, peers=peers))
+    assert (verdict.bottleneck, verdict.culprit) == (Bottleneck.CONNECT_FAILURES, "")

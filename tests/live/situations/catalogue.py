@@ -31,7 +31,7 @@ NOT_RIGHT_YET: frozenset[tuple[str, End]] = frozenset()
 
 # Wrong once in a while, as the machine's other load has it: a busy CPU makes readers late, too. And
 # streams of one pace resemble requests until they overtake each other. These rows have to be right
-# two times of three, and the recorded evidence is right.
+# three times of five, and the recorded evidence is right.
 RIGHT_NOW_AND_THEN: frozenset[tuple[str, End]] = frozenset(
     {
         ("server_speaks_first_and_streams", End.CLIENT),
