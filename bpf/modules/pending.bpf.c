@@ -34,8 +34,8 @@ struct pending_reading {
 	u64 crowded;  /* sockets whose peer had no room in `peers` */
 	u64 first_ns; /* of the first reading */
 	u64 first_tick;
-	u64 silent; /* peers that acknowledge nothing, in this reading */
-	u64 silent_in;
+	u64 unheard; /* peers that acknowledge nothing, in this reading */
+	u64 unheard_in;
 	struct found_turn turn;
 };
 BYTES_OF(pending_reading);
@@ -358,22 +358,22 @@ static __always_inline void find_request(struct pending_reading *reading,
  * A peer that is known by what it does not acknowledge alone. Anyone can make such, so a reading has but a
  * few: the others' places are for peers that were connected to.
  */
-#define MOST_SILENT_PEERS 64
+#define MOST_UNHEARD_PEERS 64
 
-static __always_inline struct peer *get_silent_peer(struct pending_reading *reading,
-						    struct waited_peer_key *key)
+static __always_inline struct peer *get_unheard_peer(struct pending_reading *reading,
+						     struct waited_peer_key *key)
 {
 	struct peer *peer = (struct peer *)peers.lookup(key);
 
 	if (peer)
 		return peer;
-	if (reading->silent_in != reading->number) {
-		reading->silent_in = reading->number;
-		reading->silent = 0;
+	if (reading->unheard_in != reading->number) {
+		reading->unheard_in = reading->number;
+		reading->unheard = 0;
 	}
-	if (reading->silent >= MOST_SILENT_PEERS)
+	if (reading->unheard >= MOST_UNHEARD_PEERS)
 		return 0;
-	reading->silent++;
+	reading->unheard++;
 	return get_peer(key);
 }
 
@@ -391,7 +391,7 @@ static __always_inline void report_peer(struct pending_reading *reading, struct 
 	find_peer(&key, sk, role_of(sk, &state->turns) == ROLE_SERVER);
 	for (; owners; owners >>= OWNER_BITS) {
 		key.slot = first_slot(owners);
-		peer = turn->is_known ? get_peer(&key) : get_silent_peer(reading, &key);
+		peer = turn->is_known ? get_peer(&key) : get_unheard_peer(reading, &key);
 		if (peer)
 			add_to_peer(peer, turn);
 		else

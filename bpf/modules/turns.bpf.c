@@ -77,7 +77,7 @@ static __always_inline u32 apart(u32 left, u32 right)
 
 /*
  * A single long halt counts as about twice the mean, so that it is outweighed soon. After much shorter
- * times the mean begins anew: it was that of an idle connection.
+ * times the mean begins again: it was that of an idle connection.
  */
 #define MUCH_SHORTER_SHIFT 3
 

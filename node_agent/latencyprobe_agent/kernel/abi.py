@@ -438,8 +438,8 @@ PENDING_READING = Layout(
     crowded="Q",
     first_ns="Q",
     first_tick="Q",
-    silent="Q",
-    silent_in="Q",
+    unheard="Q",
+    unheard_in="Q",
     turn=FOUND_TURN,
 )
 PEER_KEY = Layout(
