@@ -16,7 +16,7 @@ from latencyprobe.domain.wait import FAILURE_NS, MANY_FAILURES, Wait, are_many, 
 
 # Of the C library's: resolv.conf(5), "timeout".
 _PATIENCE_OF_RESOLVERS_NS = 5_000_000_000
-# Fewer queries without a reply are those under way when counters and pending waits were read.
+# Fewer have no reply yet, between the reading of counters and that of pending waits.
 _SHARE_WITHOUT_REPLY = 0.01
 
 
