@@ -176,6 +176,12 @@ CAUSES: Mapping[Bottleneck, Cause] = {
         "(spec.dnsConfig), and cache names.",
     ),
 }
+# Where module sched measures already.
+UNNAMED_CONTENTION = Cause(
+    "the application's threads can run, and wait for a CPU",
+    "Module sched names no user of the CPU that they mostly wait for. Check the pod's CPU requests "
+    "and limits (resources.requests.cpu).",
+)
 GROWN_NETWORK = Cause(
     "the round trip has grown above the path's own minimum: packets wait in a queue of the path",
     "Find the queue: the slowest link between the two, a rate limit (the pods' annotation "

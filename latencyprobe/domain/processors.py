@@ -32,6 +32,10 @@ _LEAST_NAMED = 0.10
 # Of periods, of the node's CPU time, of all waiting: less of it is noise.
 _LEAST_NOTED = 0.01
 _LEAST_NOTED_PRESSURE_NS = 100_000_000
+# The beginning, or the end, of each line that may be noted.
+_OF_QUOTA = "the CPU limit stopped it in "
+_OF_STEAL = "(steal)"
+_OF_PRESSURE = f"({CPU_PRESSURE})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,13 @@ class CPUDelay:
         """Return the part of so many waits, together so long, that was waiting for a CPU."""
         return min(waiting_ns, waits * self.mean_ns)
 
-    def part_of_each(self, waits: StageMeasurement, waiting_ns: int) -> int:
-        """Return the same of waits whose times are known: each has at most its own time of it."""
+    def part_of_each(self, waits: StageMeasurement, waiting_ns: int, share: float = 0.0) -> int:
+        """Return the same of waits whose times are known: each has at most its own time of it.
+
+        `share`: the least part of all, where threads seem to run while they wait.
+        """
         of_all_ns = round(waits.histogram.sum_up_to(self.mean_ns) / waits.sampling_ratio)
-        return min(waiting_ns, max(of_all_ns, round(self.share * waiting_ns)))
+        return min(waiting_ns, max(of_all_ns, round(share * waiting_ns)))
 
 
 NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)
@@ -83,7 +90,12 @@ def noted(
     pressure_ns = measurement.counters.get(CPU_PRESSURE, 0)
     if pressure_ns >= max(_LEAST_NOTED_PRESSURE_NS, _LEAST_NOTED * waiting_ns):
         text = f"some thread of its cgroup waited for a CPU for {format_ns(pressure_ns)}"
-        yield of_time(pressure_ns, f"{text} ({CPU_PRESSURE})")
+        yield of_time(pressure_ns, f"{text} {_OF_PRESSURE}")
+
+
+def is_noted(line: str) -> bool:
+    """Return True for a line as `noted` yields it, also if it supports a verdict."""
+    return line.startswith(_OF_QUOTA) or line.endswith((_OF_STEAL, _OF_PRESSURE))
 
 
 def _by_switches(measurement: Measurement) -> CPUDelay | None:
@@ -98,7 +110,10 @@ def _by_switches(measurement: Measurement) -> CPUDelay | None:
     waited = {name: measurement.counters.get(name, 0) for name in _WAITED}
     most = max(waited, key=lambda name: waited[name])
     if waited[most] < max(_LEAST_NAMED * runqueue.sum_ns / switches.sampling_ratio, 1):
-        return CPUDelay(Bottleneck.CPU_CONTENTION, runqueue.mean_ns, tuple(figures))
+        quota = _by_quota(measurement)
+        cause = Bottleneck.CPU_CONTENTION if quota is None else quota.cause
+        of_quota = () if quota is None else quota.figures
+        return CPUDelay(cause, runqueue.mean_ns, (*figures, *of_quota))
     text = ", ".join(f"{name} {format_ns(ns)}" for name, ns in waited.items() if ns)
     figures.append(of_time(waited[most], text))
     cause = _WAITED[most]
@@ -139,7 +154,7 @@ def _quota_figures(measurement: Measurement) -> tuple[EvidenceLine, ...]:
     if not throttled:
         return ()
     each = format_ns(round(stopped_ns / throttled))
-    text = f"the CPU limit stopped it in {throttled:,} of {periods:,} periods, for {each} each"
+    text = f"{_OF_QUOTA}{throttled:,} of {periods:,} periods, for {each} each"
     return (of_count(throttled, text),)
 
 
@@ -155,7 +170,7 @@ def _by_readers(measurement: Measurement) -> CPUDelay:
 
 
 def _steal_figure(stolen: float) -> EvidenceLine:
-    return of_share(stolen, f"the hypervisor took {stolen:.0%} of the node's CPU time (steal)")
+    return of_share(stolen, f"the hypervisor took {stolen:.0%} of the node's CPU time {_OF_STEAL}")
 
 
 def _stolen(node: NodeMeasurement) -> float:

@@ -17,6 +17,7 @@ from latencyprobe.domain.causes import (
     CAUSES,
     GROWN_NETWORK,
     NO_NAME_SERVER,
+    UNNAMED_CONTENTION,
     Bottleneck,
     Cause,
 )
@@ -31,11 +32,12 @@ from latencyprobe.domain.measurement import (
     NodeMeasurement,
 )
 from latencyprobe.domain.name_servers import queries_without_reply
+from latencyprobe.domain.pending import PENDING_BY_NAME, describe
 from latencyprobe.domain.serialisation import written
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.unjudged import NEXT_STEPS as UNJUDGED_STEPS
 from latencyprobe.domain.unjudged import Unjudged, unjudged
-from latencyprobe.domain.wait import Wait, counted, shown
+from latencyprobe.domain.wait import Wait, counted, pending_of_kind, shown
 from latencyprobe.domain.waits import TOTALS, waits_of
 
 DOMINANT_SHARE = 0.40
@@ -98,7 +100,10 @@ _NO_DATA_CAME = (
     "that selects their pods (`kubectl get latencyprobes -o wide`). Only the sender sees what the "
     "path loses, such as packets that are larger than its MTU."
 )
-_NEEDS_MODULES = "A verdict needs module rx or tx: add them to spec.modules or --modules."
+_NEEDS_MODULES = (
+    "A verdict needs module rx or tx: add them to spec.modules or --modules. If they are there, "
+    "coverage has the reason."
+)
 _NOT_ALL_MODULES = (
     "No measured wait is worth attention, but not all modules measure: see the evidence. Add them "
     "to spec.modules or --modules. If they are there, coverage has the reason."
@@ -123,7 +128,10 @@ NEXT_STEPS = frozenset(
         _NOT_ALL_MODULES,
         *UNJUDGED_STEPS,
         *(f"{_NONE_STANDS_OUT} {each}" for each in UNJUDGED_STEPS),
-        *(each.next_step for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER)),
+        *(
+            each.next_step
+            for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER, UNNAMED_CONTENTION)
+        ),
         *(
             f"{CAUSES[cause].next_step} {_ASK_FOR_NODE_FIGURES.format(figures=figures)}"
             for cause, figures in _IN_NODE_FIGURES.items()
@@ -272,7 +280,7 @@ def _chosen(waits: Sequence[Wait]) -> tuple[Wait, float] | None:
 
 
 def _accuse(measurement: Measurement, wait: Wait, share: float, waits: Sequence[Wait]) -> Verdict:
-    cause = _cause(wait)
+    cause = _cause(wait, measurement)
     culprit = (_LONGEST_FOR + wait.culprit,) if wait.culprit else ()
     measured = measurement.stage(wait.stage).histogram if wait.stage else EMPTY
     figures = (_percentiles(wait.stage, measured),) if wait.stage and measured.count else ()
@@ -290,11 +298,14 @@ def _percentiles(name: str, histogram: Histogram) -> str:
     )
 
 
-def _cause(wait: Wait) -> Cause:
+def _cause(wait: Wait, measurement: Measurement) -> Cause:
     if wait.cause is Bottleneck.NETWORK and not wait.is_distance:
         return GROWN_NETWORK
     if wait.cause is Bottleneck.DNS and wait.stage is None:
         return NO_NAME_SERVER
+    is_sched = measurement.stage("sched.runqueue").histogram.count > 0
+    if wait.cause is Bottleneck.CPU_CONTENTION and is_sched:
+        return UNNAMED_CONTENTION
     return CAUSES[wait.cause]
 
 
@@ -384,6 +395,16 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
     for text in shown(failures):
         yield of_count(next(iter(failures.values())), f"failures: {text}")
     yield from queries_without_reply(measurement)
+    yield from _of_unknown_age(measurement)
+
+
+def _of_unknown_age(measurement: Measurement) -> Iterator[str]:
+    """Yield what waited before the measurement began, until a later reading knows its age."""
+    for kind in ("unreadSegments", "unacceptedConnections"):
+        pending = pending_of_kind(measurement, kind)
+        if pending.count and not pending.oldest_ns:
+            text = f"{describe(PENDING_BY_NAME[kind], pending)}, of an age that is not known yet"
+            yield of_count(pending.count, text)
 
 
 def _insufficient(
@@ -396,13 +417,13 @@ def _insufficient(
     worth_attention = list(_worth_attention(waits))
     evidence += worth_attention
     others = unjudged(attention)
-    if Module.RX not in modules and Module.TX not in modules:
-        next_step = _NEEDS_MODULES
-    elif worth_attention:
+    if worth_attention:
         next_step = _none_stands_out(_first_step(others))
+    elif Module.RX not in modules and Module.TX not in modules:
+        next_step = _NEEDS_MODULES
     elif others:
         next_step = others[0].next_step
-    elif not measurement.stages:
+    elif not measurement.stages and not measurement.pending:
         next_step = _NOT_SEEN
     elif _is_without_data(measurement) and Module.RX in modules:
         opened = measurement.stage("tcp.handshake").histogram.count

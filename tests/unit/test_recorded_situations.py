@@ -10,7 +10,13 @@ import json
 
 import pytest
 
-from latencyprobe.domain.causes import CAUSES, GROWN_NETWORK, NO_NAME_SERVER, Bottleneck
+from latencyprobe.domain.causes import (
+    CAUSES,
+    GROWN_NETWORK,
+    NO_NAME_SERVER,
+    UNNAMED_CONTENTION,
+    Bottleneck,
+)
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import EvidenceLine, Unit
 from latencyprobe.domain.histogram import Histogram
@@ -37,7 +43,10 @@ def verdict(bottleneck: Bottleneck, next_step: str = "") -> Verdict:
 
 IN_WORDS = {
     "all answers take about as long: those of polls that end by a time-out do, too",
-    *(each.because for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER)),
+    *(
+        each.because
+        for each in (*CAUSES.values(), GROWN_NETWORK, NO_NAME_SERVER, UNNAMED_CONTENTION)
+    ),
 }
 RECORDED = sorted(path.stem for path in FOLDER.glob("*.json"))
 

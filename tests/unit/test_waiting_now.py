@@ -1,4 +1,4 @@
-"""Verdicts name the peer that does not answer, if it is known."""
+"""Verdicts on what waits now: the peer that does not answer, and an age that is not known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from latencyprobe.domain.causes import Bottleneck
-from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import CONNECTS, MISSING_ANSWERS, RESENT, Peer
 from latencyprobe.domain.pending import Pending
@@ -42,3 +43,14 @@ def test_a_short_wait_for_one_peer_is_no_culprit_of_long_ones_for_others() -> No
     peers = (Peer(WORST, CONNECTS, 1, AGE_NS, AGE_NS),)
     verdict = judge(refused + Measurement(pending={CONNECTS: waiting}, peers=peers))
     assert (verdict.bottleneck, verdict.culprit) == (Bottleneck.CONNECT_FAILURES, "")
+
+
+@pytest.mark.parametrize("kind", ["unreadSegments", "unacceptedConnections"])
+@pytest.mark.parametrize("packets", [0, 200])
+def test_what_waits_since_an_unknown_time_is_not_nothing(kind: str, packets: int) -> None:
+    quick = StageMeasurement(Histogram.of([1000] * packets)) if packets else StageMeasurement()
+    stages = {"rx.total": quick} if packets else {}
+    verdict = judge(Measurement(stages, pending={kind: Pending(3, 3)}))
+    assert any("of an age that is not known yet" in line for line in verdict.evidence)
+    assert "Nothing to do" not in verdict.next_step
+    assert "was seen" not in verdict.next_step
