@@ -77,6 +77,18 @@ class AskedPods:
 
         return find
 
+    def most(self, probe_uid: str) -> int | None:
+        """Return the number of pods that a report may be on; None if it is not known.
+
+        That is as long as there may be earlier pods, and if too many have ended to keep them all.
+        """
+        if self.may_have_earlier(probe_uid) or len(self._ended) >= MOST_ENDED:
+            return None
+        probe = self._probe(probe_uid)
+        ended = sum(of_probe == probe_uid for of_probe, _ in self._ended)
+        admitted = len(self._admitted.get(probe_uid, ()))
+        return (len(_pods_of(probe)) if probe else 0) + ended + admitted
+
     def admit(self, probe_uid: str, pod_uid: str, name: str) -> AskedPod | None:
         """Take in an earlier pod; None if the agent may not report on it."""
         probe = self._probe(probe_uid)

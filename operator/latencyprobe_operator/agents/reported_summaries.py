@@ -7,7 +7,7 @@ count: an honest agent has ended pods of the time before.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -74,7 +74,12 @@ def reported_summary(
         probe_uid=message.id,
         span=span,
         source=source,
-        summary=summary and replace(summary, scores=known_scores),
+        summary=summary
+        and replace(
+            summary,
+            scores=known_scores,
+            verdicts=_limited(summary.verdicts, pods.most(message.id)),
+        ),
         pods=in_full,
         targets=targets,
         unasked=unasked + len(statuses) - len(targets),
@@ -95,6 +100,16 @@ def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
             f"{summary.pods} pods, but at most {MAX_SUMMARISED_PODS} are allowed",
         )
     return summary
+
+
+def _limited(verdicts: Mapping[str, int], most: int | None) -> Mapping[str, int]:
+    """Return the verdicts on as many pods as the agent was asked for; the rest is left out."""
+    if most is None or sum(verdicts.values()) <= most:
+        return verdicts
+    limited: dict[str, int] = {}
+    for cause, pods in verdicts.items():
+        limited[cause] = min(pods, most - sum(limited.values()))
+    return limited
 
 
 def _unknown(message: pb.ProbeSummary, summary: ProbeSummary) -> tuple[str, ...]:

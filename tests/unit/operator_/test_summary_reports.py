@@ -51,6 +51,20 @@ def summary() -> pb.ProbeReport:
     return agent_report
 
 
+def test_an_agent_counts_no_more_pods_than_it_was_asked_for() -> None:
+    now_s = [0.0]
+    message, asked = summary(), AskedPods(lambda: now_s[0])
+    message.summary.verdicts.update({"None": 2, "Peer": 900})
+    asked.ask(state_of(pod("a"), pod("b")))
+    asked.ask(state_of(pod("b"), pod("c")))
+    # An earlier operator may have asked for more, until a window has passed.
+    for at_s, pods in ((1.0, 902), (10_000.0, 3)):
+        now_s[0] = at_s
+        report = reported_summary(message, set(), asked)
+        assert report.summary
+        assert report.summary.pods == pods
+
+
 async def test_a_summary_is_taken_in_and_acknowledged(listening: Listening) -> None:
     for _ in range(6):
         listening.agent.report(UID, {target_id("a"): SOUND})
