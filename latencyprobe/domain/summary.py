@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.report import TargetReport
 from latencyprobe.domain.score import SCORE_VERSION
+from latencyprobe.domain.verdict import Verdict
 
 
 class PodScore(NamedTuple):
@@ -65,7 +67,7 @@ class ProbeSummary:
     verdicts: Mapping[str, int] = field(default_factory=dict)
     """The number of pods by verdict."""
     waiting_ns: Mapping[str, int] = field(default_factory=dict)
-    """Time of waiting by cause."""
+    """Time of waiting by cause, of the pods with that verdict."""
     scores: tuple[PodScore, ...] = ()
     """The worst pods, worst first."""
     score_version: int = SCORE_VERSION
@@ -89,8 +91,26 @@ def verdict_counts(reports: Iterable[PodReport]) -> Mapping[str, int]:
 
 
 def waiting_by_cause(reports: Iterable[PodReport]) -> Mapping[str, int]:
-    """Add up the time of waiting of pods, by cause."""
+    """Add up the waiting of pods by the cause that the verdict on each names."""
     waiting: Counter[str] = Counter()
     for pod in reports:
-        waiting.update(pod.report.verdict.waiting_ns)
+        waiting.update(accused_waiting_ns(pod.report.verdict))
     return waiting
+
+
+def accused_waiting_ns(verdict: Verdict) -> Mapping[str, int]:
+    """Return the waiting by the verdict's own cause alone.
+
+    A healthy pod waits a little for many causes, which together exceed the waiting of few others.
+    """
+    cause = str(verdict.bottleneck)
+    return {cause: verdict.waiting_ns[cause]} if cause in verdict.waiting_ns else {}
+
+
+def is_by_distance(cause: str, waiting_ns: Mapping[str, int]) -> bool:
+    """Return True for a verdict that names the distance to the peers, which is no fault.
+
+    Distance is never in the waiting by cause: see `judge`. `waiting_ns`: of that verdict, or of all
+    pods with it.
+    """
+    return cause == Bottleneck.NETWORK and not waiting_ns.get(cause)

@@ -28,7 +28,9 @@ from latencyprobe.domain.score import score_of
 from latencyprobe.domain.summary import (
     PodReport,
     ProbeSummary,
+    accused_waiting_ns,
     verdict_counts,
+    waiting_by_cause,
     worst_first,
 )
 from latencyprobe.domain.waits import TOTALS
@@ -158,7 +160,7 @@ class _Dropped:
 
     def count(self, pod: PodReport) -> DroppedPod:
         verdict = pod.report.verdict
-        counted = DroppedPod(self, str(verdict.bottleneck), verdict.waiting_ns)
+        counted = DroppedPod(self, str(verdict.bottleneck), accused_waiting_ns(verdict))
         self.verdicts[counted.bottleneck] += 1
         self.waiting_ns.update(counted.waiting_ns)
         return counted
@@ -412,9 +414,9 @@ class ProbeWindow:
         for uid, known in self._pods.items():
             measurement = known.value()
             reports[uid] = judged(known.pod, measurement, only_stages=figures_of)
-            waiting.update(reports[uid].report.verdict.waiting_ns)
         scores = worst_first((pod.place for pod in reports.values()), self._window.max_pods)
         counts.update(verdict_counts(reports.values()))
+        waiting.update(waiting_by_cause(reports.values()))
         summary = ProbeSummary(
             merged=self._merged.value(),
             verdicts=counts,

@@ -1,7 +1,8 @@
 """The conclusion on all pods of a probe: that of their sum, or of the pods that accuse a cause.
 
 Waiting that has not ended is in no sum of pods, and one pod that hangs is small beside many that do
-not. So a sum without an accusation does not clear the pods.
+not. So a sum without an accusation does not clear the pods. Nor does one that names the distance to
+the peers: that is no fault.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import TypeVar
 
 from latencyprobe.domain.causes import CAUSES, NO_ACCUSATION, Bottleneck
 from latencyprobe.domain.evidence import of_count
-from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
+from latencyprobe.domain.summary import is_by_distance
 from latencyprobe.domain.verdict import Verdict, with_culprit
 from latencyprobe_operator.probes.document import WORST_POD_IS
 from latencyprobe_operator.probes.facts import AccusedCause, PodFacts, ProbeFacts
 
-# Causes whose waiting differs by less than a bucket of a histogram may change places each time.
-_SIMILAR: float = 2.0 ** (-1 / BUCKETS_PER_OCTAVE)
+# Causes of many pods change places often, and each change is news. So another one replaces that of
+# before only with so many times its waiting.
+_MUCH_LONGER = 2
 _ORDER = {cause: index for index, cause in enumerate(Bottleneck)}
 _Value = TypeVar("_Value", bound=Hashable)
 
@@ -34,20 +36,26 @@ class Conclusion:
 
 def conclude(of_sum: Verdict, facts: ProbeFacts) -> Conclusion:
     """Return the cause that the sum's verdict names, or that of the pods if only they name one."""
-    if of_sum.bottleneck in NO_ACCUSATION and facts.accused:
+    if facts.accused and not _accuses(of_sum):
         before = (facts.previous.get("summary") or {}).get("bottleneck")
         return _of_pods(_longest(facts.accused, before), facts)
     verdict = _with_common_culprit(of_sum, facts.pods)
     return Conclusion(verdict.bottleneck, verdict.stage, verdict.evidence)
 
 
+def _accuses(verdict: Verdict) -> bool:
+    """Return True if a verdict names a fault."""
+    cause = verdict.bottleneck
+    return cause not in NO_ACCUSATION and not is_by_distance(cause, verdict.waiting_ns)
+
+
 def _longest(accused: Mapping[Bottleneck, AccusedCause], before: object) -> Bottleneck:
-    """Return the cause with the longest waiting; among similar ones that of before."""
-    longest_ns = max(each.waiting_ns for each in accused.values())
+    """Return the cause with the longest waiting; that of before unless this one is much longer."""
+    longest = min(accused, key=lambda cause: (-accused[cause].waiting_ns, _ORDER[cause]))
     for cause, each in accused.items():
-        if cause == before and each.waiting_ns >= _SIMILAR * longest_ns:
+        if cause == before and accused[longest].waiting_ns < _MUCH_LONGER * max(each.waiting_ns, 1):
             return cause
-    return min(accused, key=lambda cause: (-accused[cause].waiting_ns, _ORDER[cause]))
+    return longest
 
 
 def _of_pods(cause: Bottleneck, facts: ProbeFacts) -> Conclusion:
@@ -55,7 +63,8 @@ def _of_pods(cause: Bottleneck, facts: ProbeFacts) -> Conclusion:
 
     They need not be listed. Stage, culprit and next step are those that all listed ones have.
     """
-    listed = [pod for pod in facts.pods if pod.report.verdict.bottleneck is cause]
+    same = (pod for pod in facts.pods if pod.report.verdict.bottleneck is cause)
+    listed = [pod for pod in same if _accuses(pod.report.verdict)]
     verdicts = [pod.report.verdict for pod in listed]
     culprit = _common(each.culprit for each in verdicts)
     next_step = _common(each.next_step for each in verdicts) or CAUSES[cause].next_step

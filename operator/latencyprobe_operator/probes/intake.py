@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE
 from latencyprobe_operator.api.spec import ProbeSpec
 from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.desired_state import ChoosePods, PlacedPod
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.probes.accusations import causes_in
 from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.nodes import not_covered
 from latencyprobe_operator.probes.staleness import ReportTimes
@@ -23,23 +25,24 @@ class ReportIntake:
     def __init__(
         self,
         *,
-        last_report_time: str | None,
+        previous: Mapping[str, Any],
         agent: Callable[[str], AgentView],
         choose: ChoosePods,
         node_figures: bool = False,
     ) -> None:
         """Take in nothing yet. `agent` returns the view of the agent of a node.
 
-        `node_figures`: figures of whole nodes are kept.
+        `previous`: the status of an earlier operator. `node_figures`: figures of whole nodes are
+        kept.
         """
         self._node_figures = node_figures
         # Of older agents: the parts of reports that are not complete, by node.
         self._parts: dict[str, ReportedProbe] = {}
-        self.summaries = NodeSummaries()
+        self.summaries = NodeSummaries(causes_in(previous))
         self.report_times = ReportTimes()
         self.reported = False
         """An agent has reported since measuring began."""
-        self._last_report_time = last_report_time
+        self._last_report_time: str | None = previous.get("lastReportTime")
         self._last_report: float | None = None
         self.arrived = asyncio.Event()
         """Set with each report; a reader clears it."""

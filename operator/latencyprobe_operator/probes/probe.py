@@ -104,7 +104,7 @@ class Probe:
             rows=previous.get("pods") or (),
         )
         self._intake = ReportIntake(
-            last_report_time=previous.get("lastReportTime"),
+            previous=previous,
             node_figures=node_figures,
             agent=agent,
             choose=self._worst.choice,

@@ -11,6 +11,8 @@ from typing import Any
 
 from latencyprobe.domain.durations import parse_ns
 from latencyprobe.domain.histogram import BUCKETS_PER_OCTAVE
+from latencyprobe.domain.measurement import CONNTRACK_FULL_PERCENT
+from latencyprobe.domain.processors import is_noted
 from latencyprobe_operator.probes.document import HEAVY, WORST_POD_IS, Document
 
 _ROWS_OF_NODES = ("nodes", "omittedNodes")
@@ -37,7 +39,8 @@ def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
     News is another verdict, condition, pod, node or target, and a figure that has changed by more
     than a bucket. Figures within a sentence, the order of pods, and the name of the worst one are
-    no news. Nor are waits of under a second in `pending`: a busy pod always has some.
+    no news. Nor are waits of under a second in `pending`: a busy pod always has some. Nor are the
+    lines that stand beside a verdict from a threshold on: figures pass it again and again.
     """
     return _differ(_lasting(before), _lasting(after), "")
 
@@ -124,5 +127,15 @@ def _is_figure(value: Any) -> bool:
 
 def _without_figures(text: Any) -> Any:
     if isinstance(text, list):
-        return [_without_figures(each) for each in text]
-    return _FIGURE.sub("0", _WORST_POD.sub("", text)) if isinstance(text, str) else text
+        return [_without_figures(each) for each in text if not _is_beside(each)]
+    if not isinstance(text, str):
+        return text
+    lasting = "; ".join(each for each in text.split("; ") if not _is_beside(each))
+    return _FIGURE.sub("0", _WORST_POD.sub("", lasting))
+
+
+def _is_beside(line: Any) -> bool:
+    """Return True for a line of evidence that decides nothing, and is there from a threshold on."""
+    if not isinstance(line, str):
+        return False
+    return is_noted(line) or line.endswith(f"({CONNTRACK_FULL_PERCENT})")

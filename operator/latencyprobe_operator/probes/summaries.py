@@ -24,8 +24,9 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.packed_stages import PackedStages, pack
 from latencyprobe.domain.score import score_of
-from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
+from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary, is_by_distance
 from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.accusations import NodeAccusations
 from latencyprobe_operator.probes.facts import AccusedCause
 from latencyprobe_operator.probes.skew import skew_of_scores
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
@@ -59,11 +60,11 @@ class _NodeFigures:
     Large, because each part of a summary is a field.
     """
 
+    accusations: NodeAccusations
     at: float = 0.0
     end: float = 0.0
     merged: PackedMeasurement = field(default_factory=PackedMeasurement)
     measured: int = 0
-    accused: Mapping[Bottleneck, AccusedCause] = field(default_factory=lambda: _NOTHING)
     scores: array[int] = field(default_factory=lambda: array("Q"))
     """In 8 bytes each: a cluster may have 100,000."""
     scored: tuple[str, ...] = ()
@@ -86,8 +87,10 @@ class _NodeFigures:
 class NodeSummaries:
     """The figures of one probe: those of each of its nodes, and of all together."""
 
-    def __init__(self) -> None:
+    def __init__(self, accused_before: Collection[str] = ()) -> None:
+        """Take in nothing yet. `accused_before`: causes in the status of an earlier operator."""
         self._nodes: dict[str, _NodeFigures] = {}
+        self._accused_before = accused_before
 
     def take(
         self,
@@ -103,11 +106,13 @@ class NodeSummaries:
 
         `keeps_window`: it is of the whole window, and its agent answers a choice of pods.
         """
-        figures = self._nodes.setdefault(node, _NodeFigures())
+        figures = self._nodes.get(node)
+        if figures is None:
+            figures = self._nodes[node] = _NodeFigures(NodeAccusations(self._accused_before))
         figures.at, figures.end = at, report.span.end
         figures.merged = packed(summary.merged)
         figures.measured = summary.pods
-        figures.accused = _accused(summary) or _NOTHING
+        figures.accusations.take(_accused(summary), pods=summary.pods)
         figures.keeps_window = keeps_window
         figures.skew, figures.unknown = skew_of_scores(summary.score_version), report.unknown
         pods = _scored_here(report.pods) if figures.skew else report.pods
@@ -134,6 +139,7 @@ class NodeSummaries:
     def clear(self) -> None:
         """Drop everything: another measurement begins."""
         self._nodes.clear()
+        self._accused_before = ()
 
     def forget(
         self, current: Collection[str], *, at: float, window_s: float, interval_s: float
@@ -162,10 +168,10 @@ class NodeSummaries:
         return sum(figures.measured for figures in self._nodes.values())
 
     def accused(self) -> Mapping[Bottleneck, AccusedCause]:
-        """Return the causes that verdicts on pods of any node name."""
+        """Return the causes that verdicts on pods of any node name, those that last."""
         found: dict[Bottleneck, AccusedCause] = {}
         for figures in self._nodes.values():
-            for cause, each in figures.accused.items():
+            for cause, each in figures.accusations.lasting.items():
                 found[cause] = found[cause].joined(each) if cause in found else each
         return found
 
@@ -267,11 +273,11 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
 
 
 def _accused(summary: ProbeSummary) -> Mapping[Bottleneck, AccusedCause]:
-    """Return the causes that verdicts on this node's pods name, with all of its waiting by them."""
+    """Return the faults that verdicts on this node's pods name, with the waiting by them."""
     return {
         Bottleneck(cause): AccusedCause(pods, summary.waiting_ns.get(cause, 0))
         for cause, pods in summary.verdicts.items()
-        if pods and cause not in NO_ACCUSATION
+        if pods and cause not in NO_ACCUSATION and not is_by_distance(cause, summary.waiting_ns)
     }
 
 

@@ -387,6 +387,18 @@ def test_waiting_is_the_time_in_the_stage_that_a_verdict_blames() -> None:
     assert summary.waiting_ns == {"SlowReader": 2 * sum(late)}
 
 
+def test_a_pod_adds_only_to_the_waiting_of_its_own_cause() -> None:
+    measured = Measured(_probe(*"abc"))
+    late, early = [5_000_000] * 200, [200_000] * 5000
+    slow = samples(*late) + samples(*late, stage="rx.socket")
+    healthy = samples(*early) + samples(*early, stage="rx.socket")
+    measured.interval({"a": slow, "b": healthy, "c": healthy})
+    assert measured.report.pods[-1].report.verdict.waiting_ns["SlowReader"] == sum(early)
+    summary = measured.report.summary
+    assert summary.verdicts == {"SlowReader": 1, "None": 2}
+    assert summary.waiting_ns == {"SlowReader": sum(late)}
+
+
 def test_the_nodes_figures_are_those_of_the_window_and_of_the_modules() -> None:
     measured = Measured(_probe("a", modules=frozenset({Module.RX})))
     stage = samples(7).stage("rx.total")

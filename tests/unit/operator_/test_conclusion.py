@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 from latencyprobe.domain.causes import CAUSES, NO_ACCUSATION, Bottleneck
 from latencyprobe.domain.histogram import Histogram
-from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.measurement import (
+    CONNTRACK_FULL_PERCENT,
+    Measurement,
+    NodeMeasurement,
+    StageMeasurement,
+)
 from latencyprobe.domain.pending import Pending
-from latencyprobe.domain.verdict import Verdict
+from latencyprobe.domain.stages import CPU_PRESSURE
+from latencyprobe.domain.summary import is_by_distance
+from latencyprobe.domain.verdict import Verdict, judge
 from latencyprobe_operator.probes import status
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import AccusedCause, PodFacts
@@ -121,7 +128,8 @@ def test_a_cause_that_a_pod_names_is_never_passed_over(
         ({"DNS": (1, 1000), "Peer": (1, 1000)}, None, "Peer"),
         ({"DNS": (1, 1000), "Peer": (1, 1000)}, "DNS", "DNS"),
         ({"DNS": (1, 1000), "Peer": (1, 1050)}, "DNS", "DNS"),
-        ({"DNS": (1, 1000), "Peer": (1, 1200)}, "DNS", "Peer"),
+        ({"DNS": (1, 1000), "Peer": (1, 1999)}, "DNS", "DNS"),
+        ({"DNS": (1, 1000), "Peer": (1, 2000)}, "DNS", "Peer"),
         ({"DNS": (1, 1000), "Peer": (1, 1050)}, "None", "Peer"),
         ({"Drops": (1, 0), "Network": (3, 0)}, "Network", "Network"),
     ],
@@ -187,12 +195,84 @@ async def test_a_probe_names_the_pod_that_hangs_beyond_those_that_it_lists(
         figures = {target_id(name): QUICK for name in "ac"}
         give(probe, "node-a", report({**figures, target_id("b"): QUICK + HUNG}))
         await until(lambda: world.status.get("pods"), what=lambda: world.status)
+        assert world.status["summary"]["bottleneck"] == "None"
+        give(probe, "node-a", report({**figures, target_id("b"): QUICK + HUNG}))
+        await asyncio.sleep(2)
         found = world.status["summary"]
         assert found["bottleneck"] == "SlowReader"
         assert found["message"].startswith("pods with this verdict: 1 of 3")
 
-        give(
-            probe, "node-a", report({target_id(name): replace(QUICK, pending={}) for name in "abc"})
-        )
-        await asyncio.sleep(2)
-        assert world.status["summary"]["bottleneck"] == "None"
+        for cause in ("SlowReader", "None"):
+            give(
+                probe,
+                "node-a",
+                report({target_id(name): replace(QUICK, pending={}) for name in "abc"}),
+            )
+            await asyncio.sleep(2)
+            assert world.status["summary"]["bottleneck"] == cause
+
+
+async def test_another_operator_names_the_cause_of_before_from_its_first_report_on(
+    world: World,
+) -> None:
+    body = probe_body(interval="1s")
+    body["status"] = {"summary": {"bottleneck": "SlowReader"}}
+    async with running(world, body) as probe:
+        world.show(pod("a"))
+        await until(lambda: world.condition()[1] == "Measuring", what=lambda: world.status)
+        take(probe, "node-a", report({target_id("a"): QUICK + HUNG}))
+        await until(lambda: world.status.get("pods"), what=lambda: world.status)
+        assert world.status["summary"]["bottleneck"] == "SlowReader"
+
+
+def test_the_distance_to_the_peers_hides_no_pod_and_is_none_of_its_faults() -> None:
+    quick = StageMeasurement(Histogram.of([20_000] * 100))
+    names = ("rx.socket", "rx.total", "tx.stack", "tx.total")
+    round_trips = StageMeasurement(Histogram.of([40_000_000] * 100))
+    far = Measurement({**dict.fromkeys(names, quick), "tcp.rtt": round_trips})
+    of_sum = judge(far)
+    assert of_sum.bottleneck == "Network"
+    assert is_by_distance(of_sum.bottleneck, of_sum.waiting_ns)
+    assert summary_of(merged=far)["bottleneck"] == "Network"
+    found = summary_of(
+        merged=far,
+        pods=[listed("a", "node-a", ("server",), far + HUNG)],
+        accused=accused(SlowReader=(1, 90 * SECOND)),
+    )
+    assert found["bottleneck"] == "SlowReader"
+    assert found["message"].startswith("pods with this verdict: 1 of 1, the worst is a; ")
+
+
+def test_a_pod_that_is_far_away_is_not_the_worst_of_those_whose_network_is_slower() -> None:
+    far = with_verdict("far", Bottleneck.NETWORK)
+    slower = with_verdict("slower", Bottleneck.NETWORK, waiting_ns={"Network": SECOND})
+    found = summary_of(pods=[far, slower], accused=accused(Network=(2, SECOND)))
+    assert "the worst is slower;" in found["message"]
+
+
+CPU = {"cpuPeriods": 100, "cpuThrottledPeriods": 2, "cpuThrottledNs": 10**7, CPU_PRESSURE: SECOND}
+BUSY_NODE = {"cpuTimeNs": 100, "cpuStealNs": 2, CONNTRACK_FULL_PERCENT: 85}
+
+
+def test_lines_beside_a_verdict_come_and_go_without_news() -> None:
+    def document(counters: Mapping[str, int], of_node: Mapping[str, int]) -> Document:
+        node = NodeMeasurement({}, of_node)
+        measured = replace(SLOW_READER, counters=counters)
+        pods = [listed("a", "node-a", ("server",), measured, of_node=node)]
+        found = facts(pods=pods, merged=measured, node_context={"node-a": node})
+        built = status.build(found, now=NOW)
+        # Figures are news by themselves.
+        for row in built["pods"]:
+            del row["counters"]
+        del built["nodeContext"]
+        return built
+
+    beside = document(CPU, BUSY_NODE)
+    without = document({}, {"cpuTimeNs": 100})
+    lines = set(beside["pods"][0]["verdict"]["evidence"])
+    added = lines - set(without["pods"][0]["verdict"]["evidence"])
+    assert len(added) == 4
+    assert not differs(without, beside)
+    assert not differs(beside, without)
+    other = {**without, "pods": [{**without["pods"][0], "verdict": {}}]}
+    assert differs(without, other)

@@ -149,13 +149,41 @@ def test_a_node_that_no_pod_runs_on_counts_until_its_last_window_has_passed() ->
 def test_the_causes_that_pods_name_add_up_over_nodes() -> None:
     summaries = NodeSummaries()
     late = {"Peer": 5, "DNS": 7}
-    take(summaries, "a", verdicts={"Peer": 2, "None": 9}, waiting_ns=late)
-    take(summaries, "b", verdicts={"Peer": 1, "Drops": 1, "InsufficientData": 4}, waiting_ns=late)
-    take(summaries, "c", verdicts={"None": 3}, waiting_ns=late)
+    of_b = {"Peer": 1, "Drops": 1, "InsufficientData": 4}
+    for _ in range(2):
+        take(summaries, "a", verdicts={"Peer": 2, "None": 9}, waiting_ns=late)
+        take(summaries, "b", verdicts=of_b, waiting_ns=late)
+        take(summaries, "c", verdicts={"None": 3}, waiting_ns=late)
     assert summaries.accused() == {Bottleneck.PEER: (3, 10), Bottleneck.DROPS: (1, 0)}
 
-    take(summaries, "a", verdicts={"None": 11})
+    for _ in range(2):
+        take(summaries, "a", verdicts={"None": 11})
     assert summaries.accused() == {Bottleneck.PEER: (1, 5), Bottleneck.DROPS: (1, 0)}
+
+
+def test_the_distance_to_peers_is_no_accusation() -> None:
+    summaries = NodeSummaries()
+    for _ in range(2):
+        take(summaries, "a", verdicts={"Network": 3})
+        take(summaries, "b", verdicts={"Network": 1}, waiting_ns={"Network": 9})
+    assert summaries.accused() == {Bottleneck.NETWORK: (1, 9)}
+
+
+def test_a_cause_of_one_report_alone_is_neither_taken_in_nor_left_out() -> None:
+    summaries = NodeSummaries()
+    named = []
+    for verdicts in ("Peer", "None", "DNS", "Peer", "Peer", "None", "Peer", "None", "None", "Peer"):
+        take(summaries, "a", verdicts={verdicts: 2}, waiting_ns={"Peer": 5, "DNS": 1})
+        named.append("".join(summaries.accused()))
+    assert named == ["", "", "", "", "Peer", "Peer", "Peer", "Peer", "", ""]
+
+
+def test_a_node_without_pods_accuses_nothing() -> None:
+    summaries = NodeSummaries(accused_before=("Peer",))
+    take(summaries, "a", verdicts={"Peer": 2}, waiting_ns={"Peer": 5})
+    assert summaries.accused()
+    take(summaries, "a", verdicts={})
+    assert not summaries.accused()
 
 
 def test_a_summary_replaces_the_pods_of_the_one_before() -> None:
