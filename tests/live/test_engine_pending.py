@@ -371,7 +371,7 @@ async def test_sockets_of_a_process_are_found_by_its_files(start_engine: Start, 
 
 @pytest.mark.unscoped
 @pytest.mark.parametrize(("size", "count"), [(31, 0), (300, 1)], ids=["a goodbye", "an answer"])
-async def test_what_a_peer_said_before_it_closed_is_unread_unless_it_is_a_goodbye(
+async def test_last_bytes_of_a_server_that_closed_are_unread_unless_they_are_a_goodbye(
     start_engine: Start, pair: Pair, size: int, count: int
 ) -> None:
     """A server ends a connection of an idle pool, with close_notify of TLS."""

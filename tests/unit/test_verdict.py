@@ -480,7 +480,7 @@ def test_a_slow_wake_up_on_an_idle_machine_is_no_bottleneck() -> None:
         ({Module.TX, Module.TCP}, {"module rx does not measure": "to be read"}),
     ],
 )
-def test_what_a_missing_module_would_measure_is_not_known(
+def test_figures_of_a_missing_module_are_not_known(
     modules: set[Module], unknown: dict[str, str]
 ) -> None:
     verdict = judge(QUICK_PACKETS, modules=modules)
@@ -557,7 +557,7 @@ def test_the_verdict_lists_the_unknown_parts(
         ({"requestsUnanswered": 4, "requestsUnansweredNs": 4 * 30_000 * MS}, 1),
     ],
 )
-def test_what_may_be_healthy_is_no_failure(counters: dict[str, int], stood_ms: int) -> None:
+def test_counts_that_may_be_healthy_are_no_failure(counters: dict[str, int], stood_ms: int) -> None:
     quick = QUICK_PACKETS + measured(20, tcp_connect=stood_ms * MS, counters=counters)
     assert judge(quick).next_step.startswith("Nothing to do")
 

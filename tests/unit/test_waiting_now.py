@@ -47,7 +47,7 @@ def test_a_short_wait_for_one_peer_is_no_culprit_of_long_ones_for_others() -> No
 
 @pytest.mark.parametrize("kind", ["unreadSegments", "unacceptedConnections"])
 @pytest.mark.parametrize("packets", [0, 200])
-def test_what_waits_since_an_unknown_time_is_not_nothing(kind: str, packets: int) -> None:
+def test_waiting_since_an_unknown_time_is_not_nothing(kind: str, packets: int) -> None:
     quick = StageMeasurement(Histogram.of([1000] * packets)) if packets else StageMeasurement()
     stages = {"rx.total": quick} if packets else {}
     verdict = judge(Measurement(stages, pending={kind: Pending(3, 3)}))
