@@ -167,15 +167,20 @@ static __always_inline u64 last_received_ns(volatile struct pending_reading *rea
  */
 #define LONGEST_GOODBYE 256
 
-static __always_inline bool is_goodbye(struct socket_state *state, struct sock *sk,
-				       struct tcp_sock *tp, u32 tcp_state, u32 unread_bytes)
+/* Without a branch: the verifier would follow the loop over the segments once for each. */
+static __always_inline u64 is_goodbye(struct socket_state *state, struct sock *sk,
+				      struct tcp_sock *tp, u32 tcp_state, u64 unread_bytes)
 {
+	u64 is_short = is_below_0(unread_bytes - LONGEST_GOODBYE - 1);
+	u64 is_of_server = is_equal(READ(sk, sk_max_ack_backlog), 0);
+	u64 is_after_others = is_below_0(unread_bytes - READ(tp, bytes_received));
+	u64 request_ns = 0;
+
 #ifdef MODULE_TCP
-	if (state->turns.request_ns)
-		return false; /* they are an answer */
+	request_ns = state->turns.request_ns; /* else they are an answer */
 #endif
-	return tcp_state == TCP_CLOSE_WAIT && unread_bytes <= LONGEST_GOODBYE &&
-	       !READ(sk, sk_max_ack_backlog) && READ(tp, bytes_received) > unread_bytes;
+	return is_equal(tcp_state, TCP_CLOSE_WAIT) & is_short & is_of_server & is_after_others &
+	       is_equal(request_ns, 0);
 }
 
 /*
@@ -191,7 +196,7 @@ static __always_inline void find_unread(struct pending_reading *reading, struct 
 	struct segment_ring *ring = 0;
 	struct socket_queue *queue;
 
-	if (!is_after(end, unread) || is_goodbye(state, sk, tp, tcp_state, end - unread))
+	if (!(is_later(end, unread) & ~is_goodbye(state, sk, tp, tcp_state, end - unread)))
 		return;
 	queue = look_up_socket_queue(sk);
 	if (queue && queue->has_segment_ring)
