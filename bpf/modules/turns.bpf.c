@@ -222,13 +222,6 @@ static __always_inline void end_turn(struct config *config, struct socket_state 
 		unmatched_for(config, state->owners, stage, 1);
 }
 
-static __always_inline u64 pause_of(u64 round_trip_us)
-{
-	u64 pause_ns = round_trip_us * 1000 * PAUSE_ROUND_TRIPS;
-
-	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
-}
-
 /*
  * The server speaks. If that is unasked, and after about the mean interval, a stream may. (Two CPUs may be
  * here with their times in another order.)
@@ -355,6 +348,13 @@ static __always_inline void begin_answer(struct config *config, struct socket_st
 	turns->doubt = 0;
 	turns->is_answer_sent = 1;
 	turns->answer_seq = READ(tp, write_seq);
+}
+
+static __always_inline u64 pause_of(u64 round_trip_us)
+{
+	u64 pause_ns = round_trip_us * 1000 * PAUSE_ROUND_TRIPS;
+
+	return pause_ns < PAUSE_NS ? PAUSE_NS : pause_ns;
 }
 
 /* Why a turn may be no request with one answer. */

@@ -178,7 +178,7 @@ CAUSES: Mapping[Bottleneck, Cause] = {
 }
 # Where module sched measures already.
 UNNAMED_CONTENTION = Cause(
-    "the application's threads can run, and wait for a CPU",
+    CAUSES[Bottleneck.CPU_CONTENTION].because,
     "Module sched names no user of the CPU that they mostly wait for. Check the pod's CPU requests "
     "and limits (resources.requests.cpu).",
 )

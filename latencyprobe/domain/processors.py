@@ -56,13 +56,15 @@ class CPUDelay:
         """Return the part of so many waits, together so long, that was waiting for a CPU."""
         return min(waiting_ns, waits * self.mean_ns)
 
-    def part_of_each(self, waits: StageMeasurement, waiting_ns: int, share: float = 0.0) -> int:
-        """Return the same of waits whose times are known: each has at most its own time of it.
-
-        `share`: the least part of all, where threads seem to run while they wait.
-        """
+    def part_of_each(self, waits: StageMeasurement, waiting_ns: int) -> int:
+        """Return the same of waits whose times are known: each has at most its own time of it."""
         of_all_ns = round(waits.histogram.sum_up_to(self.mean_ns) / waits.sampling_ratio)
-        return min(waiting_ns, max(of_all_ns, round(share * waiting_ns)))
+        return min(waiting_ns, of_all_ns)
+
+    def part_of_answers(self, answers: StageMeasurement, waiting_ns: int) -> int:
+        """Return the same of answers, in which threads seem to run while they wait."""
+        seeming_ns = min(waiting_ns, round(self.share * waiting_ns))
+        return max(self.part_of_each(answers, waiting_ns), seeming_ns)
 
 
 NO_DELAY = CPUDelay(Bottleneck.CPU_CONTENTION, 0)

@@ -100,13 +100,11 @@ _NO_DATA_CAME = (
     "that selects their pods (`kubectl get latencyprobes -o wide`). Only the sender sees what the "
     "path loses, such as packets that are larger than its MTU."
 )
-_NEEDS_MODULES = (
-    "A verdict needs module rx or tx: add them to spec.modules or --modules. If they are there, "
-    "coverage has the reason."
-)
+_TO_THE_MODULES = "to spec.modules or --modules. If they are there, coverage has the reason."
+_NEEDS_MODULES = f"A verdict needs module rx or tx: add them {_TO_THE_MODULES}"
 _NOT_ALL_MODULES = (
     "No measured wait is worth attention, but not all modules measure: see the evidence. Add them "
-    "to spec.modules or --modules. If they are there, coverage has the reason."
+    f"{_TO_THE_MODULES}"
 )
 # What is not known without a module. The others are for more detail.
 _UNKNOWN_WITHOUT: Mapping[Module, str] = {

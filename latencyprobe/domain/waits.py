@@ -326,7 +326,7 @@ class _Ledger:
     @property
     def _answering_cpu_ns(self) -> int:
         answers = self.measurement.stage("app.response")
-        return self._cpu.part_of_each(answers, self._answering_ns, self._cpu.share)
+        return self._cpu.part_of_answers(answers, self._answering_ns)
 
     @property
     def _peer_ns(self) -> int:

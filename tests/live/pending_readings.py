@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.stages import PENDING
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
@@ -25,6 +26,11 @@ def both_pending(engine: KernelEngine) -> tuple[Mapping[str, Pending], Mapping[s
     read = engine.read()
     client, server = (read.get(slot, NOTHING).pending or {} for slot in (CLIENT, SERVER))
     return client, server
+
+
+def peers(engine: KernelEngine, slot: int = CLIENT) -> tuple[Peer, ...]:
+    """The peers that a slot waits for now."""
+    return tuple(engine.read().get(slot, NOTHING).peers)
 
 
 def is_unavailable(engine: KernelEngine) -> bool:

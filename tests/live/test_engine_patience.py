@@ -10,7 +10,6 @@ from contextlib import ExitStack
 import pytest
 
 from latencyprobe.domain.coverage import CoverageState
-from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.patience import (
     ANSWERS_OF_A_PAST,
     FIRST_ANSWERS,
@@ -18,7 +17,6 @@ from latencyprobe.domain.patience import (
     LEAST_PATIENCE_NS,
     MISSING_ANSWERS,
     STUCK_REQUESTS,
-    Peer,
     first_step,
     patience_ns,
 )
@@ -28,7 +26,7 @@ from latencyprobe_agent.kernel.abi import MAX_PEERS
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, watch
 from tests.live.netfilter import load_rules
-from tests.live.pending_readings import both_pending, connections, is_unavailable, pending
+from tests.live.pending_readings import both_pending, connections, is_unavailable, peers, pending
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -79,10 +77,6 @@ def both_judged(engine: KernelEngine) -> tuple[dict[str, int], dict[str, int]]:
     """What is said of waiting requests at the client and at the server, in one reading."""
     client, server = both_pending(engine)
     return judged(client), judged(server)
-
-
-def peers(engine: KernelEngine, slot: int = CLIENT) -> tuple[Peer, ...]:
-    return tuple(engine.read().get(slot, NOTHING).peers)
 
 
 async def until(is_so: Callable[[], bool], what: Callable[[], object]) -> None:

@@ -29,7 +29,7 @@ from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.hidden_events import counts_of
 from tests.live.measuring import CLIENT, SERVER, watch
 from tests.live.netfilter import load_rules
-from tests.live.pending_readings import both_pending, connections, is_unavailable, pending
+from tests.live.pending_readings import both_pending, connections, is_unavailable, peers, pending
 from tests.live.pods import Pod
 from tests.live.sockets import (
     PATIENCE_SECONDS,
@@ -238,8 +238,7 @@ async def test_a_connect_that_waits_for_a_second_names_its_peer(
 
 def silent(engine: KernelEngine, kind: str) -> list[tuple[Endpoint, int]]:
     """The client's peers that do not acknowledge, and the number of what waits for each."""
-    peers = engine.read().get(CLIENT, NOTHING).peers
-    return [(each.address, each.count) for each in peers if each.kind == kind]
+    return [(each.address, each.count) for each in peers(engine) if each.kind == kind]
 
 
 async def test_unaccepted_connections_are_seen_with_their_data(
