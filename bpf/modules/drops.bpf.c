@@ -68,8 +68,9 @@ static __always_inline void count_place(struct config *config, u32 slot, u64 loc
 		__sync_fetch_and_add(count, 1);
 }
 
+/* `is_ack`: 1 of an ACK without data; else 0. */
 static __always_inline void drop_for(struct config *config, owners_t owners, u32 reason,
-				     u64 location)
+				     u64 location, u64 is_ack)
 {
 	u64 index = reason < NR_DROP_REASONS ? reason : NR_DROP_REASONS - 1;
 	int i;
@@ -81,6 +82,7 @@ static __always_inline void drop_for(struct config *config, owners_t owners, u32
 		asm volatile("" : "+r"(index)); /* as in record() */
 		if (slot && index < NR_DROP_REASONS) {
 			__sync_fetch_and_add(&slot->drops[index], 1);
+			__sync_fetch_and_add(&slot->counters[COUNTER_DROPPED_ACKS], is_ack);
 			count_place(config, first_slot(owners), location);
 		}
 	}
@@ -94,6 +96,46 @@ static __always_inline bool is_drop(u32 reason)
 {
 	return reason > DROP_NOT_SPECIFIED && reason != DROP_QUEUE_PURGE &&
 	       reason != DROP_SOCKET_CLOSE;
+}
+
+/* What is dropped, if it is a segment that a socket has sent. */
+struct dropped {
+	u64 is_segment;
+	u64 sk;	       /* as a number */
+	u64 transport; /* offset of TCP's header */
+};
+
+/* Of a packet that has a socket. What that receives is sent by its peer, as the ports say. */
+static __always_inline void find_sender(struct dropped *dropped, struct sock *sk,
+					struct sk_buff *skb)
+{
+	u64 outer = READ(skb, transport_header), inner = READ(skb, inner_transport_header);
+	u64 is_outer, is_tcp = is_equal(protocol_of(sk), PROTOCOL_TCP);
+	u16 port = 0, inner_port = 0, own = bpf_htons(READ(sk, __sk_common.skc_num));
+
+	bpf_probe_read_kernel(&port, sizeof(port), READ(skb, head) + outer);
+	bpf_probe_read_kernel(&inner_port, sizeof(inner_port), READ(skb, head) + inner);
+	is_outer = is_equal(port, own);
+	dropped->is_segment = is_tcp & (is_outer | is_equal(inner_port, own));
+	dropped->sk = (u64)sk;
+	dropped->transport = choose(is_outer, outer, inner);
+}
+
+/* Return 1 for an ACK without data. No process waits for a bare FIN. */
+static __always_inline u64 note_dropped_segment(struct dropped *dropped, struct sk_buff *skb)
+{
+	unsigned char *head = READ(skb, head);
+	s64 end = READ(skb, data) - head + READ(skb, len);
+	struct tcphdr header = {};
+
+	if (!dropped->is_segment)
+		return 0;
+	bpf_probe_read_kernel(&header, sizeof(header), head + dropped->transport);
+	if (header.syn || end - (s64)dropped->transport > header.doff * 4) {
+		note_dropped(dropped->sk, bpf_ntohl(header.seq));
+		return 0;
+	}
+	return !header.fin & !header.rst;
 }
 
 #ifdef MODULE_TX
@@ -114,25 +156,33 @@ static __always_inline u64 is_marked(struct sent *packet, unsigned char *transpo
  * The owners of a packet that a target sent and that has no socket any more. Another packet may have
  * the skb by now: so it has to have the same content. A tunnel's header may be before it.
  */
-static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb)
+static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb,
+					  struct dropped *dropped)
 {
 	u64 identity = sent_identity(skb, config);
 	struct sent *packet = get_sent(identity);
 	unsigned char *head;
+	u64 outer, inner, is_outer;
 
 	if (!packet || !is_sent(packet, identity))
 		return 0;
 	head = READ(skb, head);
-	if (!(is_marked(packet, head + READ(skb, transport_header)) |
-	      is_marked(packet, head + READ(skb, inner_transport_header))))
+	outer = READ(skb, transport_header);
+	inner = READ(skb, inner_transport_header);
+	is_outer = is_marked(packet, head + outer);
+	if (!(is_outer | is_marked(packet, head + inner)))
 		return 0;
+	dropped->is_segment = is_equal(packet->mark & MARK_DATAGRAM, 0);
+	dropped->sk = packet->sk;
+	dropped->transport = choose(is_outer, outer, inner);
 	abandon(config, packet);
 	return packet->owners;
 }
 
 #else
 
-static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb)
+static __always_inline owners_t sender_of(struct config *config, struct sk_buff *skb,
+					  struct dropped *dropped)
 {
 	return 0;
 }
@@ -149,6 +199,7 @@ int on_kfree_skb(u64 *ctx)
 	struct sock *sk = (struct sock *)ctx[3];
 	struct socket_state *state = 0;
 	struct turned_away away = {};
+	struct dropped dropped = {};
 	struct config *config;
 	owners_t owners;
 
@@ -160,10 +211,11 @@ int on_kfree_skb(u64 *ctx)
 	if (!config)
 		return 0;
 	if (!sk) {
-		owners = sender_of(config, skb);
+		owners = sender_of(config, skb, &dropped);
 	} else {
 		if (!is_full(sk) || !protocol_of(sk))
 			return 0;
+		find_sender(&dropped, sk, skb);
 		state = get_state(sk, config, &away);
 		owners = state ? state->owners : away.owners;
 	}
@@ -171,7 +223,7 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	/* read again: the verifier would follow all above for each reason that was distinguished */
 	reason = *(volatile u64 *)&ctx[2];
-	drop_for(config, owners, reason, ctx[1]);
+	drop_for(config, owners, reason, ctx[1], note_dropped_segment(&dropped, skb));
 	if (is_queue_overflow(reason))
 		count_for(config, owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	if (state && !config->reads_listeners && is_listener(sk))
@@ -187,17 +239,21 @@ int on_kfree_sent(u64 *ctx)
 	u32 reason = ctx[2];
 	struct sk_buff *skb = (struct sk_buff *)ctx[0];
 	struct config *config = get_config();
-	struct sock *sk;
+	struct dropped dropped = {};
 	owners_t owners = 0;
+	struct sock *sk;
 
 	if (!is_drop(reason) || !config)
 		return 0;
 	sk = READ(skb, sk);
-	if (!sk)
-		owners = sender_of(config, skb);
-	else if (is_full(sk) && protocol_of(sk))
+	if (!sk) {
+		owners = sender_of(config, skb, &dropped);
+	} else if (is_full(sk) && protocol_of(sk)) {
 		owners = get_owners(sk, config);
-	drop_for(config, owners, reason, ctx[1]);
+		find_sender(&dropped, sk, skb);
+	}
+	if (owners)
+		drop_for(config, owners, reason, ctx[1], note_dropped_segment(&dropped, skb));
 	return 0;
 }
 

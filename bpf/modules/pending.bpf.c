@@ -294,20 +294,24 @@ static __always_inline void find_retransmits(struct pending_reading *reading,
 					     struct socket_state *state, struct sock *sk,
 					     struct tcp_sock *tp, u64 now)
 {
-	volatile struct pending *pending = &reading->found
-						    .kinds[PENDING_UNACKNOWLEDGED_RETRANSMITS];
+	volatile struct pending *pending = reading->found.kinds;
 	volatile struct found_turn *turn = &reading->turn;
-	u32 unacknowledged = READ(tp, snd_una), sent = READ(tp, snd_nxt);
+	u32 unacknowledged = READ(tp, snd_una), sent = READ(tp, snd_nxt), is_dropped_here = 0;
 	struct recovery *recovery;
 	u64 since;
 
 	if (!READ(tp, inet_conn.icsk_retransmits) || !is_after(sent, unacknowledged))
 		return;
 	recovery = state->recovering == IN_RECOVERY ? look_up_recovery(sk) : 0;
-	if (recovery)
+	if (recovery) {
 		since = recovery->begin_ns;
-	else
+		is_dropped_here = recovery->is_dropped_here & 1;
+	} else {
 		since = time_of_stamp(tp, READ(tp, retrans_stamp), now);
+	}
+	_Static_assert(PENDING_UNACKNOWLEDGED_DROPS == PENDING_UNACKNOWLEDGED_RETRANSMITS + 1,
+		       "the kinds of retransmits are neighbours");
+	pending += PENDING_UNACKNOWLEDGED_RETRANSMITS + is_dropped_here;
 	add_one(pending, since, now);
 	add_socket(pending, sent - unacknowledged);
 	turn->resent_age_ns = of_a_second(age_of(since, now));

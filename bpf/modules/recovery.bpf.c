@@ -25,6 +25,53 @@ static __always_inline struct recovery *get_recovery(struct sock *sk)
 	return recovery ? recovery : create_recovery(sk);
 }
 
+#ifdef HAVE_kfree_skb_reason
+
+/*
+ * How often this node dropped a segment with data, or a SYN, until it is sent again: by the socket that sent
+ * it, and by its first byte. Its next transmission begins with that, too: what was acknowledged by then is
+ * cut off, also by SACK. By LRU: what it lost is a recovery of an unknown cause.
+ */
+struct dropped_segment {
+	u64 sk;
+	u64 seq;
+};
+BPF_TABLE("lru_hash", struct dropped_segment, u64, dropped_segments, 1024);
+
+static __always_inline void note_dropped(u64 sk, u32 seq)
+{
+	struct dropped_segment segment = { .sk = sk, .seq = seq };
+	u64 *drops = dropped_segments.lookup(&segment), one = 1;
+
+	if (drops)
+		__sync_fetch_and_add(drops, 1);
+	else
+		dropped_segments.update(&segment, &one);
+}
+
+/*
+ * How often this node dropped a segment that was sent again. What is dropped at once, as by a veth device's
+ * other end, is noted before its transmission is: that drop counts with those before it.
+ */
+static __always_inline u64 take_drops(struct sock *sk, u32 seq)
+{
+	struct dropped_segment segment = { .sk = (u64)sk, .seq = seq };
+	u64 *drops = dropped_segments.lookup(&segment), count = drops ? *drops : 0;
+
+	if (drops)
+		dropped_segments.delete(&segment);
+	return count;
+}
+
+#else
+
+static __always_inline u64 take_drops(struct sock *sk, u32 seq)
+{
+	return 0;
+}
+
+#endif
+
 /* Levels of a red-black tree: of more than 4,000 segments. */
 #define RTX_LEVELS 24
 
@@ -139,6 +186,8 @@ static __always_inline void end_recovery(struct config *config, struct socket_st
 		return;
 	else
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
+	if (ns && state->recovering == IN_RECOVERY && recovery->is_dropped_here)
+		add_for(config, state->owners, COUNTER_DROPPED_AND_RESENT_NS, ns);
 	if (ns)
 		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
 	else if (!config->slice)
@@ -160,6 +209,17 @@ static __always_inline void note_duplicates(struct config *config, struct socket
 	recovery->duplicates = duplicates;
 }
 
+/* A connection stands whose SYN was sent more than once, after this time. */
+static __always_inline void note_repeated_syn(struct config *config, struct socket_state *state,
+					      struct sock *sk, struct tcp_sock *tp, u64 ns)
+{
+	u64 drops = take_drops(sk, READ(tp, snd_una) - 1);
+
+	if (drops)
+		add_both_for(config, state->owners, COUNTER_DROPPED_AND_RESENT, drops,
+			     COUNTER_DROPPED_AND_RESENT_NS, ns);
+}
+
 /* A segment was sent again. SYN and FIN alone carry no data for which a process waits. */
 static __always_inline void note_repetition(struct config *config, struct socket_state *state,
 					    struct recovery *recovery, struct sock *sk,
@@ -167,10 +227,15 @@ static __always_inline void note_repetition(struct config *config, struct socket
 {
 	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
 	u32 end = sent_end(sk, tp), repeated = READ(cb, end_seq);
+	u64 drops;
 
 	if (!READ(skb, len))
 		return;
+	drops = take_drops(sk, READ(cb, seq));
+	if (drops)
+		add_for(config, state->owners, COUNTER_DROPPED_AND_RESENT, drops);
 	if (state->recovering == IN_RECOVERY && is_after(recovery->end_seq, READ(tp, snd_una))) {
+		recovery->is_dropped_here |= !!drops;
 		if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
 			recovery->end_seq = repeated; /* and more is lost */
 		return;
@@ -182,6 +247,7 @@ static __always_inline void note_repetition(struct config *config, struct socket
 	recovery->duplicates = READ(tp, dsack_dups);
 	recovery->begin_ns = begin_of_waiting(sk, tp, recovery, skb, bpf_ktime_get_ns());
 	recovery->end_seq = end;
+	recovery->is_dropped_here = !!drops;
 	/* last: on_cgroup_ingress() may end it at once */
 	asm volatile("" ::: "memory");
 	state->recovering = IN_RECOVERY;

@@ -46,6 +46,8 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
 		count_for(config, state->owners, COUNTER_CONNECT_RETRANSMITS);
 		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
+		if (new_state != TCP_CLOSE)
+			note_repeated_syn(config, state, sk, tp, ns);
 	}
 	state->connect_ns = 0;
 }

@@ -1,8 +1,8 @@
 """Losses: packets that were sent again, dropped or refused, and the time that this cost.
 
 TCP sends a lost packet again, and the time is in tcp.recovery. What the peer had already, as it
-reports, was no loss if its ACK was only delayed. If the packet was dropped on this node, the drop
-is the cause. Other events cost FAILURE_NS each, since their cost is not known.
+reports, was no loss if its ACK was only delayed. If this node dropped the packet that was sent
+again, the drop is the cause. Other events cost FAILURE_NS each, since their cost is not known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, LONG_ANSWER_NS, Attention
 from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.durations import format_ns
-from latencyprobe.domain.evidence import of_count
+from latencyprobe.domain.evidence import of_count, of_time
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.patience import PATIENCE_FACTOR
@@ -154,7 +154,7 @@ class Losses:
     @property
     def open_ns(self) -> int:
         """The time of losses that are not made good yet."""
-        return self._open.ns
+        return self._open.ns + self._open_drops.ns
 
     @property
     def dropped_ns(self) -> int:
@@ -173,18 +173,21 @@ class Losses:
         """Yield the waits for retransmissions, connects and dropped packets."""
         yield self._retransmissions()
         yield self._open
+        yield self._open_drops
         yield from self._connects()
         yield self._dropped_packets
 
     @cached_property
     def _open(self) -> Wait:
-        return pending_wait(
-            self.measurement,
-            "unacknowledgedRetransmits",
-            Bottleneck.PACKET_LOSS,
-            "tcp.recovery",
-            self.attention.bounds("tcp.recovery"),
-        )
+        return self._open_of("unacknowledgedRetransmits", Bottleneck.PACKET_LOSS)
+
+    @cached_property
+    def _open_drops(self) -> Wait:
+        return self._open_of("unacknowledgedDrops", Bottleneck.DROPS)
+
+    def _open_of(self, kind: str, cause: Bottleneck) -> Wait:
+        bounds = self.attention.bounds("tcp.recovery")
+        return pending_wait(self.measurement, kind, cause, "tcp.recovery", bounds)
 
     def _retransmissions(self) -> Wait:
         ns = self.recovery_ns - self._of_failed_connects_ns - self._of_own_drops_ns
@@ -289,33 +292,23 @@ class Losses:
         datagrams = {DROP_PREFIX + reason for reason in _OF_DATAGRAMS}
         return sum(count for name, count in self._drops.items() if name not in datagrams)
 
-    @property
-    def _recoveries(self) -> int:
-        """The recoveries that were needed, without those of connects that failed."""
-        needed = self._recovered.count - self._needless[0]
-        return max(needed - self._unanswered_connects, 0)
-
-    @property
-    def _of_own_drops(self) -> int:
-        """The recoveries that drops on this node explain: at most one for each drop."""
-        return min(self._dropped_segments, self._recoveries)
-
     @cached_property
     def _of_own_drops_ns(self) -> int:
-        """The time of retransmissions of packets that were dropped on this node."""
+        """The time of the retransmissions of packets that this node dropped."""
         left_ns = self.recovery_ns - self._of_failed_connects_ns
-        return left_ns * self._of_own_drops // self._recoveries if self._recoveries else 0
+        return min(left_ns, self.measurement.counters.get("droppedAndResentNs", 0))
 
     @property
     def _unrepaired_drops(self) -> int:
-        """The drops whose time is in no recovery, such as those of datagrams.
+        """The drops whose time is in no recovery, such as those of datagrams."""
+        resent = self.measurement.counters.get("droppedAndResent", 0)
+        left = self._dropped_segments - self._dropped_acks
+        return self._number_of_drops - self._dropped_acks - min(resent, left)
 
-        A recovery may have sent several segments, or one several times, and each may be dropped.
-        """
-        sent = self.measurement.counters.get("retransmits", 0)
-        each = max(sent / self._recovered.count, 1.0) if self._recovered.count else 1.0
-        repaired = round(self._of_own_drops * each)
-        return self._number_of_drops - min(repaired, self._dropped_segments)
+    @property
+    def _dropped_acks(self) -> int:
+        """The dropped ACKs without data. They cost nothing: the next one says the same."""
+        return min(self.measurement.counters.get("droppedAcks", 0), self._dropped_segments)
 
     @cached_property
     def _dropped_packets(self) -> Wait:
@@ -326,11 +319,19 @@ class Losses:
             if name.startswith(DROPS_IN_PREFIX) and count
         }
         received = self.measurement.stage("rx.total").histogram.count
-        counters = {**names, **self._drops}
-        number = self._number_of_drops
-        drops = self._failures(Bottleneck.DROPS, counters, number, received)
+        number = self._number_of_drops - self._dropped_acks
         ns = self._of_own_drops_ns + self._unrepaired_drops * FAILURE_NS
-        return Wait(drops.cause, ns, drops.is_noteworthy, None, (*drops.figures, *shown(places)))
+        is_noteworthy = number >= MANY_FAILURES
+        is_noteworthy &= DEFAULT_BOUNDS.add_up(ns, number, number + received)
+        figures = (*shown({**names, **self._drops}), *shown(places), *self._resent())
+        return Wait(Bottleneck.DROPS, ns, is_noteworthy, None, figures)
+
+    def _resent(self) -> Iterator[str]:
+        """Yield what the drops cost that were joined to their retransmissions."""
+        ns, count = self._of_own_drops_ns, self.measurement.counters.get("droppedAndResent", 0)
+        if ns and count:
+            took = f"their recovery took {format_ns(ns)} in all"
+            yield of_time(ns, f"{count:,} of the dropped segments were sent again: {took}")
 
     @staticmethod
     def _failures(cause: Bottleneck, counters: Mapping[str, int], number: int, good: int) -> Wait:

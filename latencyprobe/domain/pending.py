@@ -126,6 +126,13 @@ PENDING_KINDS: tuple[PendingKind, ...] = (
         "connections with unacknowledged retransmits",
         "connections whose retransmission timer has expired, without an ACK since",
     ),
+    PendingKind(
+        "unacknowledgedDrops",
+        Module.TCP,
+        "connection with unacknowledged segments that this node dropped",
+        "connections with unacknowledged segments that this node dropped",
+        "connections as of unacknowledgedRetransmits, of which this node has dropped a segment",
+    ),
 )
 # Those that a program finds, socket by socket.
 KINDS_OF_SOCKETS = tuple(kind for kind in PENDING_KINDS if not kind.needs_others)

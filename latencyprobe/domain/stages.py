@@ -278,6 +278,17 @@ COUNTERS: tuple[Counter, ...] = (
         Module.TCP,
         "segments that the peer received twice (DSACK): the first one had arrived",
     ),
+    Counter(
+        "droppedAndResent",
+        Module.TCP,
+        "drops on this node of segments that the target has sent, and then sent again",
+    ),
+    Counter(
+        "droppedAndResentNs",
+        Module.TCP,
+        "nanoseconds of the tcp.recovery in which these were sent again",
+    ),
+    Counter("droppedAcks", Module.TCP, "bare ACKs of the target that this node dropped"),
     Counter("connectRetransmits", Module.TCP, "connects whose SYN was sent again"),
     Counter("resetsSent", Module.TCP, "resets that a socket sent"),
     Counter("resetsReceived", Module.TCP, "resets that a socket received"),

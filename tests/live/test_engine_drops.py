@@ -11,14 +11,21 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, watch_on_host
-from tests.live.pods import Namespace, Pod, pods_on_bridge, pods_on_routes
+from tests.live.node_drops import (
+    DROPPED,
+    NODE_DROPS,
+    are_missing,
+    dropped_by,
+    find_neighbour,
+    routed,
+    send_datagrams,
+)
+from tests.live.pods import Namespace, Pod, pods_on_bridge
 from tests.live.sockets import (
-    PATIENCE_SECONDS,
     PORT,
     connection,
     everything_in,
@@ -29,17 +36,7 @@ from tests.live.sockets import (
 from tests.live.targets import until
 
 Start = Callable[..., KernelEngine]
-DROPPED = 7
-COUNTED = StageCoverage("drops", CoverageState.ACTIVE)
 
-NODE_DROPS = """
-table inet node {{
-  chain forward {{
-    type filter hook forward priority 0;
-    {rule} counter drop
-  }}
-}}
-"""
 BRIDGE_DROPS = NODE_DROPS.replace("table inet", "table bridge")
 TRANSLATES = """
 table ip address {{
@@ -52,34 +49,11 @@ table ip address {{
 
 
 @contextmanager
-def routed() -> Iterator[tuple[Namespace, Pod, Pod]]:
-    """A host that routes between a (client, server) pair. The client has the host's address."""
-    with pods_on_routes(2) as (host, (client, server)):
-        find_neighbour(client, server)
-        yield host, client, server
-
-
-@contextmanager
 def bridged() -> Iterator[tuple[Namespace, Pod, Pod]]:
     """A host with a bridge between a (client, server) pair."""
     with pods_on_bridge(2) as (host, (client, server)):
         find_neighbour(client, server)
         yield host, client, server
-
-
-def find_neighbour(client: Pod, server: Pod) -> None:
-    """Have the client's datagrams leave without waiting for an answer of ARP."""
-    with udp_socket(server.namespace, server.address, PORT) as reading:
-        reading.settimeout(PATIENCE_SECONDS)
-        send_datagrams(client, server.address, 1)
-        reading.recv(100)
-
-
-def dropped_by(host: Namespace) -> int:
-    """The packets that the rules of a namespace have counted."""
-    command = ["ip", "netns", "exec", host.name, "nft", "list", "ruleset"]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sum(map(int, re.findall(r"counter packets (\d+)", shown)))
 
 
 def dropped_by_queue(host: Namespace) -> int:
@@ -93,21 +67,6 @@ def drops(engine: KernelEngine, slot: int) -> dict[str, int]:
     """The counters of dropped packets of a target."""
     counters = engine.read().get(slot, NOTHING).counters
     return {name: count for name, count in counters.items() if name.startswith("drops")}
-
-
-def are_missing(engine: KernelEngine) -> bool:
-    """Whether this kernel tells no reason of a drop, as the coverage then says: before 5.17."""
-    rows = {each.name: each for each in engine.coverage}
-    if rows.get("drops", COUNTED).state is not CoverageState.UNAVAILABLE:
-        return False
-    assert "added in Linux 5.17" in rows["drops"].reason
-    return True
-
-
-def send_datagrams(client: Pod, address: str, count: int = DROPPED) -> None:
-    with udp_socket(client.namespace) as sending:
-        for number in range(count):
-            sending.sendto(b"query %d" % number, (address, PORT))
 
 
 @pytest.mark.every_kernel

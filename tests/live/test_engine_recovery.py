@@ -258,6 +258,7 @@ async def test_a_lost_segment_among_others_costs_the_time_until_its_ack(
     by_timer = kernel["TCPLossProbes"] + kernel["TCPTimeouts"]
     assert EPISODES - by_timer <= kernel["TCPFastRetrans"] > 0
     waits.assert_are_in(client, others=kernel["RetransSegs"] - EPISODES)
+    assert not client.counters.get("droppedAndResent")  # the wire has lost them, not the node
 
 
 async def test_a_black_hole_that_ends_is_one_episode(start_engine: Start, typed: bool) -> None:

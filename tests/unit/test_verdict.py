@@ -864,33 +864,45 @@ def test_one_loss_in_ten_thousand_requests_is_not_worth_attention() -> None:
     assert judge(asked + recovered(1, 207)).bottleneck is Bottleneck.NONE
 
 
+def resent(count: int, each_ms: int) -> Measurement:
+    """Segments that this node dropped, and that were sent again."""
+    counters = {"droppedAndResent": count, "droppedAndResentNs": count * each_ms * MS}
+    return Measurement(counters=counters)
+
+
 def test_drops_of_this_node_are_the_cause_of_the_losses_that_they_make() -> None:
     asked = measured(585, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=MS, peer_response=MS)
     drops = Measurement(counters={"drops.NETFILTER_DROP": 15, "dropsIn.nf_hook_slow": 15})
-    verdict = judge(asked + recovered(15, 207) + drops)
+    verdict = judge(asked + recovered(15, 207) + drops + resent(15, 207))
     assert verdict.bottleneck is Bottleneck.DROPS
+    assert verdict.waiting_ns["Drops"] == 15 * 207 * MS
+    told = "15 of the dropped segments were sent again: their recovery took 3.1s in all"
+    assert told in verdict.evidence
     assert "drops.NETFILTER_DROP 15" in verdict.evidence
     assert "dropsIn.nf_hook_slow 15" in verdict.evidence
 
 
 @pytest.mark.parametrize(
-    ("drops", "repaired", "drops_ms", "loss_ms"),
+    ("drops", "recoveries", "of_drops", "drops_ms", "loss_ms"),
     [
         # no recovery is of a datagram
-        ({"receiveQueueOverflows": 5000}, 1, 5_000_000, 207),
-        ({"receiveQueueOverflows": 5000, "drops.SOCKET_RCVBUFF": 5000}, 3, 5_000_000, 621),
+        ({"receiveQueueOverflows": 5000}, 1, 0, 5_000_000, 207),
+        ({"receiveQueueOverflows": 5000, "drops.SOCKET_RCVBUFF": 5000}, 3, 0, 5_000_000, 621),
         # the rule drops any protocol: a segment was sent again, the datagrams were not
-        ({"drops.NETFILTER_DROP": 20}, 1, 19_000 + 207, 0),
-        ({"drops.NETFILTER_DROP": 20}, 20, 20 * 207, 0),
-        ({"drops.NETFILTER_DROP": 20}, 30, 20 * 207, 10 * 207),
-        ({"drops.NETFILTER_DROP": 20, "drops.SOCKET_RCVBUFF": 9}, 25, 9_000 + 20 * 207, 5 * 207),
+        ({"drops.NETFILTER_DROP": 20}, 1, 1, 19_000 + 207, 0),
+        ({"drops.NETFILTER_DROP": 20}, 20, 20, 20 * 207, 0),
+        ({"drops.NETFILTER_DROP": 20}, 30, 20, 20 * 207, 10 * 207),
+        # the path lost as many, of other connections
+        ({"drops.NETFILTER_DROP": 20}, 20, 0, 20_000, 20 * 207),
+        ({"drops.NETFILTER_DROP": 20, "droppedAcks": 5}, 15, 15, 15 * 207, 0),
+        ({"drops.NETFILTER_DROP": 20, "drops.SOCKET_RCVBUFF": 9}, 25, 20, 9000 + 20 * 207, 1035),
     ],
 )
 def test_dropped_datagrams_and_recovered_segments_each_have_their_own_time(
-    drops: dict[str, int], repaired: int, drops_ms: int, loss_ms: int
+    drops: dict[str, int], recoveries: int, of_drops: int, drops_ms: int, loss_ms: int
 ) -> None:
-    sent = Measurement(counters={**drops, "retransmits": repaired})
-    verdict = judge(QUICK_PACKETS + recovered(repaired, 207) + sent)
+    sent = Measurement(counters={**drops, "retransmits": recoveries}) + resent(of_drops, 207)
+    verdict = judge(QUICK_PACKETS + recovered(recoveries, 207) + sent)
     assert verdict.bottleneck is Bottleneck.DROPS
     assert verdict.waiting_ns["Drops"] == drops_ms * MS
     assert verdict.waiting_ns.get("PacketLoss", 0) == loss_ms * MS
@@ -898,7 +910,8 @@ def test_dropped_datagrams_and_recovered_segments_each_have_their_own_time(
 
 def test_segments_that_are_dropped_again_and_again_have_the_time_of_their_recovery() -> None:
     """Each of 20 recoveries sent five segments, all of which a rule of this node dropped once."""
-    drops = Measurement(counters={"drops.NETFILTER_DROP": 100, "retransmits": 100})
+    counters = {"drops.NETFILTER_DROP": 100, "retransmits": 100, "droppedAndResent": 100}
+    drops = Measurement(counters={**counters, "droppedAndResentNs": 10_000 * MS})
     verdict = judge(QUICK_PACKETS + recovered(20, 500) + drops)
     assert verdict.waiting_ns == {"Drops": 10_000 * MS, **judge(QUICK_PACKETS).waiting_ns}
 
@@ -908,7 +921,27 @@ def test_a_stray_probe_leaves_dropped_queries_to_the_drops() -> None:
     stray = recovered(1, 20) + Measurement(counters={"retransmits": 1})
     verdict = judge(QUICK_PACKETS + queries(70, 0, dropped=70) + stray)
     assert verdict.bottleneck is Bottleneck.DROPS
-    assert verdict.waiting_ns["Drops"] == (69_000 + 20) * MS
+    assert verdict.waiting_ns["Drops"] == 70_000 * MS
+    assert verdict.waiting_ns["PacketLoss"] == 20 * MS
+
+
+@pytest.mark.parametrize("acks", [20, 400])
+def test_dropped_acks_cost_nothing(acks: int) -> None:
+    asked = measured(500, rx_socket=20 * US, tx_stack=10 * US)
+    drops = Measurement(counters={"drops.NETFILTER_DROP": 20, "droppedAcks": acks})
+    verdict = judge(asked + drops)
+    assert verdict.bottleneck is Bottleneck.NONE
+    assert "Drops" not in verdict.waiting_ns
+    assert not verdict.next_step.startswith("Nothing to do")
+
+
+def test_a_connection_whose_segments_this_node_drops_is_no_loss_of_the_path() -> None:
+    """They wait for 30 s, in which each was dropped some five times."""
+    waits = Pending(9, 9, oldest_ns=30_000 * MS, waiting_ns=9 * 30_000 * MS)
+    drops = Measurement(counters={"drops.NETFILTER_DROP": 50, "droppedAndResent": 41})
+    verdict = judge(QUICK_PACKETS + drops + Measurement(pending={"unacknowledgedDrops": waits}))
+    assert verdict.bottleneck is Bottleneck.DROPS
+    assert "PacketLoss" not in verdict.waiting_ns
 
 
 def test_packets_that_are_not_needed_any_more_are_no_drops() -> None:

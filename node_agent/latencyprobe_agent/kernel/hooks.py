@@ -477,6 +477,13 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "retransmits": StageNeeds(("retransmit",)),
     "rtos": StageNeeds(("retransmit",)),
     "spuriousRetransmits": StageNeeds(("retransmit", SEGMENT)),
+    "droppedAndResent": StageNeeds(
+        ("drop", "retransmit"), {QUEUE: _NOT_ON_HOST}, {TX: _NOT_ON_HOST}
+    ),
+    "droppedAndResentNs": StageNeeds(
+        ("drop", "retransmit", SEGMENT), {QUEUE: _NOT_ON_HOST}, {TX: _NOT_ON_HOST}
+    ),
+    "droppedAcks": StageNeeds(("drop",)),
     "connectRetransmits": StageNeeds(("state change",)),
     "resetsSent": StageNeeds(("reset sent",)),
     "resetsReceived": StageNeeds(("reset received",)),

@@ -22,6 +22,15 @@ table inet node {
   }
 }
 """
+DROP_ONE_REQUEST_IN_30 = """
+table inet node {
+  chain forward {
+    type filter hook forward priority 0;
+    tcp dport 7000 tcp flags & psh == psh numgen inc mod 30 == 0 counter drop
+  }
+}
+"""
+DROP_REQUESTS = DROP_ONE_REQUEST_IN_30.replace("numgen inc mod 30 == 0 ", "")
 
 
 def loses_requests(facts: Facts) -> bool:
@@ -86,6 +95,38 @@ def dns_query_dropped_on_the_node() -> Situation:
         "the node dropped {nft[packets]:.0f} queries",
         from_client=answer(Cause.DROPS, half=[Cause.DNS, Cause.PACKET_LOSS]),
         from_server=answer(Cause.NONE, half=[Cause.INSUFFICIENT_DATA]),
+    )
+
+
+@situation
+def requests_dropped_on_the_node() -> Situation:
+    """A rule of the node drops one request in 30; TCP sends it again.
+
+    The request has the ACK of the answer before, which the server sends again.
+    """
+    return Situation(
+        scene=through_node(DROP_ONE_REQUEST_IN_30),
+        server=server("answer"),
+        client=client("ask", connections=8, gap=20, seconds=6),
+        was_made=lambda facts: facts["client"]["slow"] >= 5 and facts["nft"]["packets"] >= 5,
+        truth=ROUND_TRIPS + "; the node dropped {nft[packets]:.0f} requests",
+        from_client=answer(Cause.DROPS, half=[Cause.PACKET_LOSS]),
+        from_server=answer(Cause.PACKET_LOSS, half=[Cause.NONE]),
+    )
+
+
+@situation
+def rule_that_drops_all_requests() -> Situation:
+    """Connections stand, and no request gets through: a rule of the node knows their content."""
+    return Situation(
+        scene=through_node(DROP_REQUESTS),
+        server=server("answer"),
+        client=client("ask", connections=8, seconds=6),
+        was_made=lambda facts: facts["client"]["pending"] == 8,
+        truth="{client[pending]:.0f} requests have had no answer for {client[oldest_s]:.1f} s; "
+        "the node dropped {nft[packets]:.0f} packets",
+        from_client=answer(Cause.DROPS, half=[Cause.PACKET_LOSS]),
+        from_server=answer(Cause.NONE, Cause.INSUFFICIENT_DATA),
     )
 
 

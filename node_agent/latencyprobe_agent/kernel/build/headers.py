@@ -25,6 +25,7 @@ STRUCTS = (
     "tcp_sock",
     "tcp_skb_cb",
     "tcp_request_sock",
+    "tcphdr",
     "udp_sock",
     "net_device",
     "netdev_rx_queue",
