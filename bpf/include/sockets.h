@@ -143,7 +143,8 @@ struct socket_state {
 		u64 established_ns; /* of a passive open, until accept() returns it */
 #endif
 	};
-	u32 handshake_ns;	 /* duration measured before the owner was known */
+	/* of a passive open, while the owner is not known; of a connect, see note_slow_connect() */
+	u32 handshake_ns;
 	u8 is_candidate;	 /* perhaps a target process's; known once it touches the socket */
 	u8 is_seq_known : 1;	 /* known_seq is set */
 	u8 is_queue_refused : 1; /* there was no memory for its queue */
@@ -1165,7 +1166,7 @@ static __always_inline void claim(struct sock *sk, struct socket_state *state,
 				   bpf_ntohs(READ(sk, __sk_common.skc_dport)));
 	charge_owner(sk, state, state->owners);
 #ifdef MODULE_TCP
-	if (state->handshake_ns) {
+	if (state->handshake_ns && state->is_established) {
 		record_for(config, state->owners, STAGE_TCP_HANDSHAKE, state->handshake_ns);
 		state->handshake_ns = 0;
 	}

@@ -43,7 +43,9 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 		record_for(config, state->owners, STAGE_TCP_CONNECT, ns);
 	else if (new_state == TCP_CLOSE)
 		fail_connect(config, state, READ(sk, sk_err), ns);
+	state->handshake_ns = saturate(ns);
 	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
+		state->handshake_ns = 0;
 		count_for(config, state->owners, COUNTER_CONNECT_RETRANSMITS);
 		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
 		if (new_state != TCP_CLOSE)
@@ -214,11 +216,35 @@ int on_peer_name6(struct bpf_sock_addr *ctx)
 static __always_inline void end_last_message(struct config *config, struct socket_state *state,
 					     struct sock *sk);
 
+/* Less is no wait that a person would notice. */
+#define SLOW_CONNECT_NS 1000000
+
+/*
+ * A connection ends. Its connect was slow if it took twice as long as a round trip of its data, and no SYN was
+ * sent again: who answers SYNs was late, or what is on the path before it. Without data, the least round trip
+ * is the connect's own.
+ */
+static __always_inline void note_slow_connect(struct config *config, struct socket_state *state,
+					      struct sock *sk)
+{
+	struct tcp_sock *tp = get_tcp_sock(sk);
+	u64 took_ns = state->is_established ? 0 : state->handshake_ns, least_ns;
+
+	state->handshake_ns = 0;
+	if (!tp || !took_ns)
+		return;
+	least_ns = (u64)READ(tp, rtt_min.s[0].v) * 1000;
+	if (took_ns >= 2 * least_ns && took_ns - least_ns >= SLOW_CONNECT_NS)
+		add_time_for(config, state->owners, COUNTER_SLOW_CONNECTS, COUNTER_SLOW_CONNECTS_NS,
+			     took_ns - least_ns);
+}
+
 /* We close our side first, or the peer did. */
 static __always_inline void begin_end(struct config *config, struct socket_state *state,
 				      struct sock *sk, u32 new_state)
 {
 	end_last_message(config, state, sk);
+	note_slow_connect(config, state, sk);
 	note_late_end(config, state, sk, new_state == TCP_CLOSE_WAIT);
 	end_requests(config, state, sk, new_state == TCP_CLOSE_WAIT);
 }
@@ -240,6 +266,7 @@ static __always_inline void note_change(struct config *config, struct sock *sk,
 {
 	if (new_state == TCP_SYN_SENT) {
 		state->connect_ns = bpf_ktime_get_ns();
+		state->handshake_ns = 0;
 		state->is_established = 0; /* it may have been another connection, or a listener */
 		state->is_rtt_untrue = 0;
 		state->is_listener_known = 0;

@@ -354,6 +354,12 @@ COUNTERS: tuple[Counter, ...] = (
     ),
     Counter("requestsUnansweredNs", Module.TCP, "nanoseconds for which these had waited"),
     Counter(
+        "slowConnects",
+        Module.TCP,
+        "connects that took twice the least round trip of their connection, without a repeated SYN",
+    ),
+    Counter("slowConnectsNs", Module.TCP, "nanoseconds by which these took longer than it"),
+    Counter(
         "lateGreetings",
         Module.TCP,
         "connections on which the server spoke first, 100 ms or more after the handshake",

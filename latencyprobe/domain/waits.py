@@ -31,6 +31,7 @@ from latencyprobe.domain.round_trips import RoundTrips
 from latencyprobe.domain.stages import parts_of
 from latencyprobe.domain.wait import (
     FAILURE_NS,
+    MANY_FAILURES,
     Wait,
     are_many,
     counted,
@@ -289,6 +290,7 @@ class _Ledger:
         yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
         yield self._abandoned
+        yield self._slow_connects()
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
@@ -316,7 +318,7 @@ class _Ledger:
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
-        of_peers_ns += self._losses.abandoned_connects_ns
+        of_peers_ns += self._losses.abandoned_connects_ns + self._slow_connects_ns
         if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
             of_peers_ns += self._name_servers.waited_ns
         if not self._requests_of_each:
@@ -327,6 +329,25 @@ class _Ledger:
     def _answering_cpu_ns(self) -> int:
         answers = self.measurement.stage("app.response")
         return self._cpu.part_of_answers(answers, self._answering_ns)
+
+    @property
+    def _slow_connects_ns(self) -> int:
+        """The time by which connects were longer than the network explains."""
+        counters = self.measurement.counters
+        of_path_ns = counters.get("slowConnects", 0) * self._trips.growth_ns
+        return max(counters.get("slowConnectsNs", 0) - of_path_ns, 0)
+
+    def _slow_connects(self) -> Wait:
+        """Return the wait for the answers to SYNs: no SYN was lost, and the path is shorter."""
+        count, ns = self.measurement.counters.get("slowConnects", 0), self._slow_connects_ns
+        among = max(self._number("tcp.connect"), count)
+        is_noteworthy = self.attention.bounds("tcp.connect").add_up(ns, count, among)
+        is_noteworthy &= count >= MANY_FAILURES
+        if not is_noteworthy:
+            return Wait(Bottleneck.PEER, ns, False, "tcp.connect")
+        longer = format_ns(ns // count)
+        text = f"{count:,} connects took {longer} longer than a round trip: SYNs are answered late"
+        return Wait(Bottleneck.PEER, ns, True, "tcp.connect", (of_time(ns // count, text),))
 
     @property
     def _peer_ns(self) -> int:

@@ -864,6 +864,41 @@ def test_one_loss_in_ten_thousand_requests_is_not_worth_attention() -> None:
     assert judge(asked + recovered(1, 207)).bottleneck is Bottleneck.NONE
 
 
+def connected(count: int, slow: int, longer_ms: int) -> Measurement:
+    """Connects, some of which took longer than a round trip of their connection."""
+    counters = {"slowConnects": slow, "slowConnectsNs": slow * longer_ms * MS}
+    return measured(count, tcp_connect=longer_ms * MS) + Measurement(counters=counters)
+
+
+@pytest.mark.parametrize(
+    ("slow", "longer_ms", "bottleneck"),
+    [
+        (500, 300, Bottleneck.PEER),
+        (20, 300, Bottleneck.PEER),
+        (500, 2, Bottleneck.PEER),
+        # a few; and few of many
+        (4, 300, Bottleneck.NONE),
+        (20, 2, Bottleneck.NONE),
+    ],
+)
+def test_syns_that_are_answered_late_are_a_wait_for_the_peer(
+    slow: int, longer_ms: int, bottleneck: Bottleneck
+) -> None:
+    near = measured(1000, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=MS // 5)
+    verdict = judge(near + connected(500, slow, longer_ms))
+    assert verdict.bottleneck is bottleneck
+    told = f"{slow} connects took {longer_ms}ms longer than a round trip: SYNs are answered late"
+    assert (told in verdict.evidence) is (bottleneck is Bottleneck.PEER)
+
+
+def test_connects_that_wait_in_a_queue_of_the_path_are_not_the_peers() -> None:
+    grown = {"rttLeastNs": 1000 * 2 * MS, "rttGrowthSamples": 1000, "rttGrowthNs": 1000 * 48 * MS}
+    trips = measured(1000, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=50 * MS, counters=grown)
+    verdict = judge(trips + connected(500, 500, 48))
+    assert verdict.bottleneck is Bottleneck.NETWORK
+    assert "Peer" not in verdict.waiting_ns
+
+
 def resent(count: int, each_ms: int) -> Measurement:
     """Segments that this node dropped, and that were sent again."""
     counters = {"droppedAndResent": count, "droppedAndResentNs": count * each_ms * MS}

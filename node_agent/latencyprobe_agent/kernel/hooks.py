@@ -514,6 +514,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
             "requestsAbandonedNs",
             "requestsUnanswered",
             "requestsUnansweredNs",
+            "slowConnects",
+            "slowConnectsNs",
             "lateGreetings",
             "lateGreetingsNs",
             "lateEnds",

@@ -99,6 +99,21 @@ def dns_query_dropped_on_the_node() -> Situation:
 
 
 @situation
+def syns_that_are_held_up() -> Situation:
+    """A firewall before the server takes 150 ms for each new connection, and none for the rest."""
+    return Situation(
+        scene=far_apart(0.5, late_syn_ms=150),
+        server=server("answer"),
+        client=client("ask", connections=6, reconnect=True, gap=10, seconds=6),
+        was_made=lambda facts: facts["client"]["connect_slow"] >= 50,
+        truth="{client[connect_slow]:.0f} of {client[connect_count]:.0f} connects took over "
+        "100 ms, max {client[connect_max_ms]:.0f} ms; no SYN was lost",
+        from_client=answer(Cause.PEER, half=[Cause.NETWORK], says="SYNs are answered late"),
+        from_server=answer(Cause.NONE),
+    )
+
+
+@situation
 def requests_dropped_on_the_node() -> Situation:
     """A rule of the node drops one request in 30; TCP sends it again.
 

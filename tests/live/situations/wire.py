@@ -85,10 +85,11 @@ def carry(
     nth_syn: int = 0,
     mtu: int = MTU,
     swallow_after_s: float = 0.0,
+    late_syn_ms: float = 0.0,
 ) -> None:
     """Carry packets; `one_way_ms`: the delay at seconds after the first packet, in between linear.
 
-    An order that a shrinking delay would change is kept.
+    An order that a shrinking delay would change is kept. `late_syn_ms`: a SYN takes so much longer.
     """
     # At once, whoever else has work: what waits in a device would be the device's fault.
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -116,7 +117,9 @@ def carry(
                     continue
                 forwarded += 1
                 last[to] = max(last[to], now + _delay_s(now - began, one_way_ms))
-                heapq.heappush(under_way, (last[to], next(numbers), to, packet))
+                segment = Tcp.of(packet)
+                late_s = late_syn_ms / 1e3 if segment and segment.is_first else 0.0
+                heapq.heappush(under_way, (last[to] + late_s, next(numbers), to, packet))
         while under_way and under_way[0][0] <= time.monotonic():
             _, _, to, packet = heapq.heappop(under_way)
             os.write(to, packet)
