@@ -1,32 +1,34 @@
-"""The cost of windows and reports for an agent: python -m bench.agent_windows [PODS] [MAX_PODS].
+"""The cost of windows and reports for an agent: python -m bench.agent_windows [--help].
 
-One probe has PODS pods (by default 110) with packets in every stage of rx, tx and tcp. The agent is
-the real one, over real gRPC without TLS. Only the kernel is simulated: each reading decodes the
-bytes of as many busy slots. A second process reads the reports, and acknowledges them. An
-interval has 2 s, and the window six of them. So each costs as much as one of 10 s of a window of
-60 s. Prints the CPU time of an interval, as a part of 10 s, and RSS.
+One probe has many pods, with packets in every stage of rx, tx and tcp. The agent is the real one,
+over real gRPC with mutual TLS. Only the kernel is simulated: each reading decodes the bytes of as
+many busy slots. A second process reads the reports, and acknowledges them. An interval has 2 s, and
+the window six of them. So each costs as much as one of 10 s of a window of 60 s. CPU is that of an
+interval, as a part of 10 s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing
+import json
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
-from google.protobuf.duration_pb2 import Duration
+import click
 
 from bench.outcome import CannotMeasureError
+from bench.probe_of_windows import INTERVAL_S, INTERVALS_OF_A_WINDOW
+from bench.watched_process import free_port
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.identities import OPERATOR_NAME
 from latencyprobe.domain.measurement import NOTHING_OF_THE_NODE, Measurement, NodeMeasurement
 from latencyprobe.domain.packets import TraceCounts, TracedPacket
 from latencyprobe.domain.stages import (
@@ -37,8 +39,6 @@ from latencyprobe.domain.stages import (
     Module,
 )
 from latencyprobe.domain.targets import TargetState
-from latencyprobe.protocol.v1 import node_agent_pb2 as pb
-from latencyprobe.protocol.v1.node_agent_pb2_grpc import NodeAgentStub
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.desired import ContainerSelector, Selector
 from latencyprobe_agent.evidence.namespaces import Namespace
@@ -46,12 +46,11 @@ from latencyprobe_agent.kernel.abi import SLOT_STATS, STAGE_STATS, TOP_NS
 from latencyprobe_agent.kernel.contract import LostPart, Overhead, SlotSpec, TraceSpec
 from latencyprobe_agent.kernel.runtime.statistics import SamplingRatios, decode_slot
 from latencyprobe_agent.serving.metrics import AgentMetrics
-from latencyprobe_agent.serving.service import Server, SocketAddress
+from latencyprobe_agent.serving.service import Server, TcpAddress
+from latencyprobe_agent.serving.tls import ServerTlsFiles
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker
 from latencyprobe_agent.targets.resolver import Resolver
 
-INTERVAL_S = 2
-INTERVALS_OF_A_WINDOW = 6
 MEASURED_INTERVALS = 10
 # The interval and the largest part of a core of the design.
 USUAL_INTERVAL_S = 10
@@ -59,88 +58,91 @@ MOST_PERCENT = 1.5
 PACKETS = 2000
 
 
-def main() -> None:
-    """Run a client beside the agent, and print the agent's cost."""
-    pods, max_pods = (int(each) for each in (sys.argv[1:] + ["110", "20"][len(sys.argv) - 1 :]))
+@dataclass(frozen=True, slots=True)
+class CostOfAnInterval:
+    """The cost of an interval. `decoding_ms`: the part of the CPU time for reading the maps."""
+
+    pods: int
+    cpu_ms: float
+    decoding_ms: float
+    cpu_percent: float
+    report_kib: float
+    rss_before_mib: float
+    rss_mib: float
+    peak_rss_mib: float
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--pods", type=click.IntRange(1, 1000), default=110, show_default=True)
+@click.option(
+    "--max-pods",
+    type=click.IntRange(1, 100),
+    default=20,
+    show_default=True,
+    help="Pods that are reported in full.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a document, not tables.")
+def main(*, pods: int, max_pods: int, as_json: bool) -> None:
+    """Measure what the windows and reports of busy pods cost an agent."""
+    address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="latencyprobe-bench-") as folder:
-        address = Path(folder) / "private" / "agent.sock"
-        client = multiprocessing.get_context("spawn").Process(
-            target=read_reports, args=(address, pods, max_pods)
+        client = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "bench.report_reader", folder, address),
+                *(str(pods), str(max_pods)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        client.start()
         try:
-            asyncio.run(_serve(address, pods))
+            files = ServerTlsFiles(*map(Path, _line_of(client).split()))
+            serving = _serve(TcpAddress(address, files, OPERATOR_NAME), pods)
+            figures = replace(asyncio.run(serving), report_kib=_newest_kib(client))
         finally:
-            client.terminate()
-            client.join()
+            client.kill()
+            client.wait()
+    _print(figures, as_json=as_json)
 
 
-# -------------------------------------------------------------------------------- client
+def _line_of(client: subprocess.Popen[str]) -> str:
+    assert client.stdout is not None
+    return client.stdout.readline()
 
 
-def read_reports(address: Path, pods: int, max_pods: int) -> None:
-    """Apply the probe, and read its reports until the agent ends."""
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        asyncio.run(_read_reports(address, pods, max_pods))
-
-
-async def _read_reports(address: Path, pods: int, max_pods: int) -> None:
-    async with grpc.aio.insecure_channel(f"unix:{address}") as channel:
-        stub = NodeAgentStub(channel)
-        # The types of the stubs know neither `write` nor clients of asyncio.
-        call: Any = stub.WatchReports(wait_for_ready=True)
-        await call.write(pb.WatchReportsRequest())
-        await stub.Apply(_state(pods, max_pods), wait_for_ready=True)
-        sizes: list[int] = []
-        while (report := await call.read()) is not grpc.aio.EOF:
-            await call.write(pb.WatchReportsRequest(acknowledged=report.sequence))
-            sizes.append(report.ByteSize())
-            if len(sizes) % 10 == 0:
-                print(f"newest report: {sizes[-1] / 1024:.0f} KiB", flush=True)
-
-
-def _state(pods: int, max_pods: int) -> pb.DesiredState:
-    probe = pb.Probe(
-        id="bench",
-        name="bench",
-        modules=[str(module) for module in DEFAULT_MODULES],
-        interval=Duration(seconds=INTERVAL_S),
-        window=Duration(seconds=INTERVAL_S * INTERVALS_OF_A_WINDOW),
-        max_pods=max_pods,
-        pods_in_full=pb.PodChoice(most=max_pods),
-        targets=[
-            pb.Target(
-                id=str(number),
-                container=pb.Container(
-                    pod_uid=f"00000000-0000-0000-0000-{number:012x}",
-                    container_id=f"containerd://{number:064x}",
-                    pod_name=f"checkout-{number:05}",
-                    container_name="server",
-                ),
-            )
-            for number in range(1, pods + 1)
-        ],
-    )
-    return pb.DesiredState(generation=1, probes=[probe])
+def _newest_kib(client: subprocess.Popen[str]) -> float:
+    """End the client; it says how large the newest report was."""
+    assert client.stdin is not None
+    client.stdin.close()
+    return int(_line_of(client)) / 1024
 
 
 # --------------------------------------------------------------------------------- agent
 
 
-async def _serve(address: Path, pods: int) -> None:
+async def _serve(address: TcpAddress, pods: int) -> CostOfAnInterval:
     engine = BusyEngine()
     agent = Agent(engine, AllRunning(), _NODE, AgentMetrics(), NoEvidence())
-    server = Server(agent, SocketAddress(address))
+    server = Server(agent, address)
     await server.start()
     keeper = asyncio.create_task(agent.keep())
-    print(f"before the probe: RSS {_rss_mib():.0f} MiB")
+    before_mib = _rss_mib()
     try:
         await _until(engine, INTERVALS_OF_A_WINDOW + 2)
         engine.decoding_s, cpu, reads = 0.0, time.process_time(), engine.reads
         await _until(engine, reads + MEASURED_INTERVALS)
         intervals = engine.reads - reads
-        interval_s = (time.process_time() - cpu) / intervals
-        _print_figures(pods, interval_s, engine.decoding_s / intervals)
+        cpu_ms = 1000 * (time.process_time() - cpu) / intervals
+        return CostOfAnInterval(
+            pods=pods,
+            cpu_ms=cpu_ms,
+            decoding_ms=1000 * engine.decoding_s / intervals,
+            cpu_percent=cpu_ms / 10 / USUAL_INTERVAL_S,
+            report_kib=0.0,
+            rss_before_mib=before_mib,
+            rss_mib=_rss_mib(),
+            peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        )
     finally:
         keeper.cancel()
         await agent.close()
@@ -155,17 +157,19 @@ async def _until(engine: BusyEngine, reads: int) -> None:
         raise CannotMeasureError("the probe was not applied")
 
 
-def _print_figures(pods: int, interval_s: float, decoding_s: float) -> None:
-    def percent(seconds: float) -> float:
-        return 100 * seconds / USUAL_INTERVAL_S
-
+def _print(figures: CostOfAnInterval, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(figures), indent=2))
+        return
     print(
-        f"{pods} busy pods: {1000 * interval_s:.0f} ms of CPU an interval, of these "
-        f"{1000 * decoding_s:.0f} ms for reading the maps. Of {USUAL_INTERVAL_S} s that is "
-        f"{percent(interval_s):.2f} % of a core (at most {MOST_PERCENT:g} % wanted)"
+        f"{figures.pods} busy pods: {figures.cpu_ms:.0f} ms of CPU an interval, of these "
+        f"{figures.decoding_ms:.0f} ms for reading the maps. Of {USUAL_INTERVAL_S} s that is "
+        f"{figures.cpu_percent:.2f} % of a core (at most {MOST_PERCENT:g} % wanted)"
     )
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"RSS {_rss_mib():.0f} MiB, at most {peak_mib:.0f} MiB")
+    print(
+        f"newest report: {figures.report_kib:.0f} KiB; RSS {figures.rss_before_mib:.0f} MiB before "
+        f"the probe, then {figures.rss_mib:.0f} MiB, at most {figures.peak_rss_mib:.0f} MiB"
+    )
 
 
 def _rss_mib() -> float:

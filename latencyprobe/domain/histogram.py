@@ -65,13 +65,16 @@ def position_of(duration_ns: int) -> int:
 
 def bounds_of(position: int) -> tuple[float, float]:
     """Return the (exclusive lower, inclusive upper) bound of a position, in nanoseconds."""
-    lower = 0.0 if position == UNDERFLOW else _bound(position - 1)
-    return lower, math.inf if position == OVERFLOW else _bound(position)
+    return _BOUNDS[position]
 
 
 def _bound(position: int) -> float:
     seconds: float = 2.0 ** ((FIRST_BUCKET - 1 + position) / BUCKETS_PER_OCTAVE)
     return 1e9 * seconds
+
+
+_UPPERS = (*map(_bound, range(OVERFLOW)), math.inf)
+_BOUNDS = tuple(zip((0.0, *_UPPERS[:-1]), _UPPERS, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +149,20 @@ class Histogram:
 
         By the upper bounds of the buckets, but never more than the exact sum.
         """
-        buckets = self.buckets.items()
-        longest = min(limit_ns, self.max_ns)
-        return min(sum(round(n * min(bounds_of(at)[1], longest)) for at, n in buckets), self.sum_ns)
+        if limit_ns <= 0 or limit_ns >= self.max_ns:
+            return self.sum_ns if limit_ns > 0 else 0
+        uppers, buckets = _UPPERS, self.buckets.items()
+        sums = [
+            n * limit_ns if uppers[at] > limit_ns else round(n * uppers[at]) for at, n in buckets
+        ]
+        return min(sum(sums), self.sum_ns)
 
     def below(self, limit_ns: int) -> tuple[int, int]:
         """Return how many durations are below the limit, and their sum.
 
         By the upper bounds of the buckets, but never more than the exact sum.
         """
-        bounds = ((n, bounds_of(at)[1]) for at, n in self.buckets.items())
+        bounds = ((n, _UPPERS[at]) for at, n in self.buckets.items())
         short = [(n, upper) for n, upper in bounds if upper <= limit_ns]
         sum_ns = round(sum(n * upper for n, upper in short))
         return sum(n for n, _ in short), min(sum_ns, self.sum_ns)
@@ -165,9 +172,11 @@ class Histogram:
 
         By the upper bounds of the buckets.
         """
+        if count <= 0:
+            return 0
         left, sum_ns = count, 0.0
         for position in sorted(self.buckets):
-            upper_ns = min(bounds_of(position)[1], self.max_ns)
+            upper_ns = min(_UPPERS[position], self.max_ns)
             taken = min(left, self.buckets[position])
             sum_ns += taken * upper_ns
             left -= taken

@@ -314,7 +314,7 @@ class _Ledger:
         number = requests // answers
         return (of_count(number, f"{number:,} requests to peers for each answer, {each} each"),)
 
-    @property
+    @cached_property
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns

@@ -61,6 +61,18 @@ def test_a_small_cluster_reports_to_the_operator_in_full(cluster: str) -> None:
 
 
 @pytest.mark.thorough
+def test_an_agent_reports_the_windows_of_a_few_pods_over_tls() -> None:
+    command = [sys.executable, "-m", "bench.agent_windows", "--pods", "5", "--json"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+
+    figures = json.loads(ended.stdout)
+    assert figures["pods"] == 5
+    assert 0 < figures["decoding_ms"] < figures["cpu_ms"]
+    assert figures["report_kib"] > 0
+    assert 0 < figures["rss_before_mib"] <= figures["peak_rss_mib"]
+
+
+@pytest.mark.thorough
 @pytest.mark.timeout(1200)
 def test_small_floods_leave_agent_and_operator_serving() -> None:
     ended = subprocess.run(
