@@ -138,12 +138,6 @@ static __always_inline void note_obstacle(struct config *config, u32 obstacle)
 #define IS_OF_MPTCP(read, tp) false
 #endif
 
-static __always_inline void note_mptcp(struct config *config, bool is_of_mptcp)
-{
-	if (is_of_mptcp)
-		note_obstacle(config, OBSTACLE_MPTCP);
-}
-
 /*
  * A kernel pointer as a number. The verifier forbids arithmetic on typed pointers but for the
  * difference of two, and the configuration's address is the same for all programs.

@@ -256,12 +256,9 @@ static __always_inline bool is_received_segment(struct received *packet, u32 seq
 }
 
 /* Its socket gets the whole packet, which is not known by any of its pieces. */
-static __always_inline bool is_piece(struct config *config, struct received *packet)
+static __always_inline bool is_piece(struct received *packet)
 {
-	if (!(packet->content & CONTENT_IS_PIECE))
-		return false;
-	note_obstacle(config, OBSTACLE_FRAGMENTS);
-	return true;
+	return packet->content & CONTENT_IS_PIECE;
 }
 
 /* PACKET_BROADCAST or PACKET_MULTICAST: a bridge copies it for each port, and keeps the original. */
@@ -817,7 +814,9 @@ static __always_inline void queue_segment(struct config *config, struct sock *sk
 	struct received *packet = get_received(incoming->identity);
 	struct segment *segment;
 
-	if (!packet || is_piece(config, packet) || !is_received_segment(packet, incoming->seq)) {
+	if (!packet || is_piece(packet) || !is_received_segment(packet, incoming->seq)) {
+		if (packet && is_piece(packet))
+			count_for(config, state->owners, COUNTER_FRAGMENTED_PACKETS);
 		miss_in_slice(config, state->owners, STAGE_RX_STACK);
 		return;
 	}
@@ -871,7 +870,8 @@ static __always_inline void receive_segment(struct config *config, struct sock *
 	expected = expected_seq(queue, tp, incoming);
 	if (!is_after(incoming->end_seq, expected))
 		return; /* data that was received before */
-	note_mptcp(config, IS_OF_MPTCP(READ, tp));
+	if (IS_OF_MPTCP(READ, tp))
+		count_for(config, state->owners, COUNTER_MPTCP_SEGMENTS);
 	account_for(config, state, READ(tp, copied_seq), expected, incoming->end_seq);
 	if (is_after(incoming->seq, expected)) {
 		count_for(config, state->owners, COUNTER_HEAD_OF_LINE_SEGMENTS);
@@ -1194,6 +1194,7 @@ static __always_inline void take_segments(struct config *config, struct sock *sk
 #define PLACE_EMPTY 0	  /* queued_ns of no datagram */
 #define PLACE_UNSAMPLED 1 /* of one that does not count */
 #define PLACE_UNMATCHED 2 /* of one whose path to the socket was not seen */
+#define PLACE_PIECES 3	  /* of one that came in fragments */
 
 /*
  * The datagram that was just queued: the last of the socket's queue. Several may be queued before
@@ -1225,6 +1226,7 @@ static __always_inline struct received *find_last(struct sk_buff_head *queue, u6
 	return 0;
 }
 
+/* It may be the last fragment of what is queued. */
 static __always_inline struct received *find_queued(struct sock *sk, struct config *config)
 {
 	struct cpu_context *cpu = get_cpu_context();
@@ -1244,7 +1246,7 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 	if (packet)
 		return packet;
 	packet = get_received(cpu->received_id);
-	return packet && !is_piece(config, packet) && undelivered < 2 ? packet : 0;
+	return packet && (is_piece(packet) || undelivered < 2) ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */
@@ -1265,7 +1267,9 @@ static __always_inline void queue_datagram(struct config *config, struct sock *s
 	if (!ring && queue->tail - queue->head >= FEW_SEGMENTS - 1)
 		ring = widen_segments(sk, state, queue);
 	segment = segment_at(queue, ring, queue->tail);
-	if (packet) {
+	if (packet && is_piece(packet)) {
+		queued_ns = PLACE_PIECES;
+	} else if (packet) {
 		packet->tag = 0;
 		note_entry(config, packet, sk);
 		queued_ns = PLACE_UNSAMPLED;
@@ -1326,9 +1330,12 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 		note_question(owners, segment, now);
 	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET);
+	} else if (segment->queued_ns == PLACE_PIECES) {
+		count_for(config, owners, COUNTER_FRAGMENTED_PACKETS);
+		miss_in_slice(config, owners, STAGE_RX_STACK);
 	} else if (segment->queued_ns == PLACE_UNMATCHED) {
 		miss_in_slice(config, owners, STAGE_RX_STACK);
-	} else if (segment->queued_ns > PLACE_UNMATCHED && segment->queued_ns < config->slice_ns) {
+	} else if (segment->queued_ns > PLACE_PIECES && segment->queued_ns < config->slice_ns) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET); /* it was read unseen */
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
 		queue->reader = bpf_get_current_pid_tgid();
@@ -1424,7 +1431,7 @@ int on_consume_skb(u64 *ctx)
 	packet = get_received(identity_of(skb, config));
 	if (!packet || !is_udp(skb))
 		return 0;
-	is_whole = !is_piece(config, packet);
+	is_whole = !is_piece(packet);
 	if (is_whole && !is_received(packet, skb))
 		return 0;
 	/*
@@ -1441,6 +1448,7 @@ int on_consume_skb(u64 *ctx)
 	bpf_probe_read_kernel(ports, sizeof(ports), header);
 	owners = look_up_reader(config, packet->netns, bpf_ntohs(ports[1]), bpf_ntohs(ports[0]));
 	if (!is_whole) {
+		count_for(config, owners, COUNTER_FRAGMENTED_PACKETS);
 		unmatched_for(config, owners, STAGE_RX_SOCKET, 1);
 		return 0;
 	}

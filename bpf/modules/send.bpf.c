@@ -297,7 +297,8 @@ static __always_inline u64 find_handoff(struct config *config, struct sock *sk, 
 		return sent_ns;
 	queue = look_up_socket_queue(sk);
 	if (!queue) {
-		note_mptcp(config, IS_OF_MPTCP(PEEK, tp));
+		if (IS_OF_MPTCP(PEEK, tp))
+			count_for(config, state->owners, COUNTER_MPTCP_SEGMENTS);
 		miss_handoff(config, state, state->is_queue_refused ? LOST : UNMATCHED);
 		return 0;
 	}
@@ -307,7 +308,8 @@ static __always_inline u64 find_handoff(struct config *config, struct sock *sk, 
 	handed_ns = handoff.handed_ns;
 	if (queue->handed_head == queue->handed_tail || is_after(handoff.seq, seq) ||
 	    (handed_ns && (!is_after(handoff.end, seq) || sent_ns > handed_ns + TOO_LONG_NS))) {
-		note_mptcp(config, IS_OF_MPTCP(PEEK, tp));
+		if (IS_OF_MPTCP(PEEK, tp))
+			count_for(config, state->owners, COUNTER_MPTCP_SEGMENTS);
 		miss_handoff(config, state, UNMATCHED);
 		return 0;
 	}

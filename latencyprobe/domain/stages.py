@@ -271,6 +271,16 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("behindCongestionNs", Module.TX, "nanoseconds that sendsBehindCongestion waited"),
     Counter("pacedNs", Module.TX, "nanoseconds that sendsPaced waited"),
     Counter("heldBackNs", Module.TX, "nanoseconds that sendsHeldBack waited"),
+    Counter(
+        "fragmentedPackets",
+        Module.RX,
+        "packets that arrived in fragments, which are unmatched",
+    ),
+    Counter(
+        "mptcpSegments",
+        Module.RX,
+        "segments of MPTCP, whose data no hook sees an application read or write",
+    ),
     Counter("retransmits", Module.TCP, "retransmitted segments"),
     Counter("rtos", Module.TCP, "expiries of the retransmission timer"),
     Counter(
@@ -550,6 +560,8 @@ def waits_for_cgroups(counters: Mapping[str, int]) -> dict[int, int]:
 
 def counter_module(name: str) -> Module | None:
     """Return the module of a counter; None for an unknown name."""
+    if known := _COUNTER_MODULES.get(name):
+        return known
     if name.startswith(DROPS_IN_PREFIX):
         function = name.removeprefix(DROPS_IN_PREFIX)
         return Module.TCP if _FUNCTION_NAME.fullmatch(function) else None
@@ -558,7 +570,7 @@ def counter_module(name: str) -> Module | None:
     if name.startswith(WAITED_FOR_CGROUP_PREFIX):
         digits = name.removeprefix(WAITED_FOR_CGROUP_PREFIX)
         return Module.SCHED if digits.isascii() and digits.isdecimal() else None
-    return _COUNTER_MODULES.get(name)
+    return None
 
 
 def is_duration(name: str) -> bool:

@@ -45,6 +45,19 @@ sender.bind(("eth0", 0))
 for _ in range(300):
     sender.send(bytes.fromhex(sys.argv[1]) + b"\\x02\\0\\0\\0\\0\\1" + b"\\x88\\xb5" + bytes(50))
 """
+# A datagram that is larger than the device's MTU, until it is read.
+READ_DATAGRAM = """
+import socket, sys
+reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+reader.bind((sys.argv[1], 47124))
+print("ready", flush=True)
+reader.recv(10000)
+"""
+SEND_FRAGMENTS = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.sendto(bytes(4000), (sys.argv[1], 47124))
+"""
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,12 @@ class Node:
         finally:
             serving.stop()
             asking.stop()
+        reading = server.start(str(self.command), "-c", READ_DATAGRAM, server.address, **pipes)
+        with reading:
+            assert reading.stdout is not None
+            reading.stdout.readline()
+            client.run(str(self.command), "-c", SEND_FRAGMENTS, server.address)
+            assert reading.wait(timeout=patient(60)) == 0
         client.run(str(self.command), "-c", SEND_TO_BRIDGE, _mac(self.host, DEVICE))
         on_host.run(str(self.command), "-c", OVERFLOW_ACCEPT_QUEUE)
 
@@ -358,6 +377,7 @@ async def test_an_idle_tenant_sees_nothing_of_one_that_saturates_the_node(node: 
         await _reports(node, controller)
         busy, idle = node.status(node.busy), node.status(node.idle)
 
+    assert "arrived in fragments" in json.dumps(busy)
     assert node.busy.found_in(busy) >= {"trove"}
     assert node.idle.found_in(idle) >= {"meadow"}
     assert node.busy.found_in(idle) == set(), idle

@@ -104,12 +104,8 @@ class Obstacle(IntEnum):
     """A tun device in a pod: a process has the packets."""
     XDP = 2
     """A program on the driver of a pod's device, which gets copies."""
-    FRAGMENTS = 3
-    """Packets that arrived in fragments."""
     UNKNOWN_DEVICE = 4
     """A device of a kind that the programs do not know."""
-    MPTCP = 5
-    """Subflows of MPTCP, whose bytes are read and written elsewhere."""
     NO_ARRIVAL = 7
     """A device of a pod that packets pass without an event: macvlan, bpf_redirect_peer()."""
     STEERING = 6

@@ -101,7 +101,7 @@ class ThreadLimits:
 
 @dataclass(frozen=True, slots=True)
 class LostPart:
-    """A part of a slot's measurement that was lost, because memory was full.
+    """A part of a slot's measurement that is missing: memory was full, or no hook shows it.
 
     `modules`: those that it is missing from.
     """

@@ -466,6 +466,8 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "dnsQueriesRepeated": StageNeeds(()),
     "dnsQueriesRepeatedNs": StageNeeds(()),
     "dnsQueriesEnded": StageNeeds(()),
+    "fragmentedPackets": StageNeeds((SEGMENT,)),
+    "mptcpSegments": StageNeeds((SEGMENT,)),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsBehindCongestion": StageNeeds(("send", "queue"), _PROCESSES),
     "sendsPaced": StageNeeds(("send", "queue"), _PROCESSES),

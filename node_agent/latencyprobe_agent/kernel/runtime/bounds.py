@@ -1,10 +1,12 @@
-"""The bounds of the memory that targets take: for the states of sockets, and for threads."""
+"""The parts that targets lose: to the bounds of memory, or since no hook shows their traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from latencyprobe.domain.coverage import StageCoverage
+from latencyprobe.domain.measurement import Measurement
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.contract import (
     LostPart,
     SlotSpec,
@@ -17,11 +19,24 @@ from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 
+# By counter. It is the target's own traffic that has no figures, and not the node's.
+_UNMATCHED: Mapping[str, LostPart] = {
+    "fragmentedPackets": LostPart(
+        frozenset({Module.RX}), "packets that arrived in fragments are unmatched"
+    ),
+    "mptcpSegments": LostPart(
+        frozenset({Module.RX, Module.TX, Module.TCP}),
+        "packets of MPTCP are unmatched, because no hook shows when applications read and write "
+        "them",
+    ),
+}
+
 
 class TargetBounds:
     """The bounds in one object after the other, each from `follow` to `leave`.
 
-    `lost_parts`: the parts of slots that were lost in the last reading, by slot.
+    `lost_parts`: the parts of slots that were lost by the last reading, by slot. What a target's
+    traffic lacks stays until the slot has another target.
     """
 
     def __init__(self, of_sockets: SocketMemoryLimits, of_threads: ThreadLimits) -> None:
@@ -30,6 +45,7 @@ class TargetBounds:
         self._threads: Threads | None = None
         self.socket_memory: SocketMemory | None = None
         self.lost_parts: Mapping[int, Sequence[LostPart]] = {}
+        self._unmatched: dict[int, dict[str, LostPart]] = {}
 
     def follow(
         self,
@@ -47,10 +63,13 @@ class TargetBounds:
         """Forget the present object, which ends."""
         self.socket_memory = self._threads = None
         self.lost_parts = {}
+        self._unmatched = {}
 
     def admit(self, new: Collection[int], slots: Mapping[int, SlotSpec]) -> None:
         """Have each tenant's share ready before a program counts for one of its new slots."""
         tenants = {slot: spec.tenant for slot, spec in slots.items()}
+        for slot in new:
+            self._unmatched.pop(slot, None)
         if self.socket_memory is not None:
             self.socket_memory.admit(new, tenants)
         if self._threads is not None:
@@ -62,9 +81,15 @@ class TargetBounds:
             wait_for_running_programs()
             self._threads.forget_gone()
 
-    def read(self, slots: Collection[int]) -> None:
-        """Find the parts that these slots have lost since the last call."""
-        lost: dict[int, list[LostPart]] = {}
+    def read(self, slots: Collection[int], news: Mapping[int, Measurement]) -> None:
+        """Find the parts that these slots have lost since the last call. `news`: their figures."""
+        for slot, measurement in news.items():
+            for counter, part in _UNMATCHED.items():
+                if measurement.counters.get(counter):
+                    self._unmatched.setdefault(slot, {})[counter] = part
+        lost = {
+            slot: list(self._unmatched[slot].values()) for slot in slots if slot in self._unmatched
+        }
         if self.socket_memory is not None:
             self.socket_memory.read(slots)
             for slot in self.socket_memory.full_slots:

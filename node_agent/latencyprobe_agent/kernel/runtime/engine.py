@@ -184,7 +184,7 @@ class KernelEngine:
             for slot, pending in self._object.pending.read(self._slots).items():
                 peers = self._object.pending.memory.peers.get(slot, ())
                 news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending, peers=peers)
-        self._bounds.read(self._slots)
+        self._bounds.read(self._slots, news)
         return news
 
     def read_node(self) -> NodeMeasurement:

@@ -39,10 +39,6 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         ("rx.host", "rx.total"),
         "packets are lost that an XDP program on a pod's device copied",
     ),
-    Obstacle.FRAGMENTS: _Effect(
-        ("rx.stack", "rx.socket", "rx.total"),
-        "packets that arrived in fragments are unmatched",
-    ),
     Obstacle.UNKNOWN_DEVICE: _Effect(
         ("tx.host", "tx.qdisc", "tx.driver", "tx.total"),
         "packets are unmatched that left by a device of a kind that is not supported",
@@ -69,11 +65,6 @@ _EFFECTS: Mapping[Obstacle, _Effect] = {
         "packets that another CPU completes may wait in this stage until their sender's CPU frees "
         "them (Linux 6.19 and later)",
         is_partial=False,
-    ),
-    Obstacle.MPTCP: _Effect(
-        ("rx.socket", "rx.total", "tx.socket", "tx.total", "app.response", "peer.response"),
-        "packets of MPTCP are unmatched, because no hook shows when applications read and write "
-        "them",
     ),
     Obstacle.NO_QUOTA_ACCOUNT: _Effect(
         (),
