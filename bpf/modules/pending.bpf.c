@@ -538,17 +538,14 @@ static __always_inline void find_pending(struct pending_reading *reading,
 
 #ifdef WITH_QUERIES
 
-/* Queries to peers that reply. In time slices a reply may come unseen. */
-static __always_inline void find_queries(volatile struct pending *pending, struct config *config,
-					 struct sock *sk, u64 now)
+/* Queries to peers that reply. */
+static __always_inline void find_queries(volatile struct pending *pending,
+					 struct socket_queue *queue, u64 now)
 {
-	struct socket_queue *queue = look_up_socket_queue(sk);
 	volatile struct query *query;
 	u64 asked_ns, is_pending;
 	u32 i;
 
-	if (!queue || config->slice || queue->dialogue.role != ASKS)
-		return;
 #pragma unroll
 	for (i = 0; i < FEW_HANDOFFS; i++) {
 		query = &queue->queries[i];
@@ -559,6 +556,71 @@ static __always_inline void find_queries(volatile struct pending *pending, struc
 	}
 	if (pending->count)
 		add_socket(pending, 0);
+}
+
+/* Of a socket's unread datagrams, the oldest have ages. */
+#define AGED_DATAGRAMS FEW_SEGMENTS
+
+/* The ages of datagrams, as far as they are known: see queue_datagram(). */
+static __always_inline void add_datagrams(volatile struct pending *pending,
+					  volatile struct socket_queue *queue,
+					  struct segment *segments, u32 size, u32 unread, u64 now)
+{
+	u32 known = choose(is_below_0((u64)size - unread), size, unread);
+	u32 first = queue->tail - known, i;
+	volatile struct segment *segment;
+	u64 queued_ns, is_known;
+
+	for (i = 0; i < AGED_DATAGRAMS; i++) {
+		keep_in_loop(known);
+		if (i >= known)
+			break;
+		segment = &segments[(first + i) & (size - 1)];
+		queued_ns = segment->queued_ns;
+		is_known = is_equal(segment->seq, first + i) &
+			   is_below_0(PLACE_UNMATCHED - queued_ns);
+		add_if(is_known, pending, queued_ns, now);
+	}
+}
+
+/* A reader moves all datagrams to a queue of its own, first_packet_length(), net/ipv4/udp.c. */
+static __always_inline struct sk_buff *oldest_queued(struct sock *sk)
+{
+	struct sk_buff_head *of_reader = &((struct udp_sock *)sk)->reader_queue;
+	u64 is_there = is_below_0(-(u64)PEEK(of_reader, qlen));
+	u64 first = (u64)PEEK(of_reader, next), next = (u64)PEEK(&sk->sk_receive_queue, next);
+
+	return (struct sk_buff *)choose(is_there, first, next);
+}
+
+/*
+ * Datagrams that a server has not read. They have ages if it has read any since we watched, since there
+ * are sockets that no process reads. For the same reason these are left out:
+ *
+ *   - Replies that came too late for their client. The kernel chooses the port of most clients. So a
+ *     server's socket is one that was bound to a port, and that received before it sent.
+ *   - A multicast or broadcast, which comes to each socket that once joined.
+ */
+static __always_inline void find_datagrams(volatile struct pending *pending, struct sock *sk,
+					   struct socket_queue *queue, u64 now)
+{
+	u32 unread = remaining_datagrams(sk), aged;
+	struct segment_ring *ring = 0;
+
+	if (!unread || !(READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK) ||
+	    is_for_many(oldest_queued(sk)))
+		return;
+	if (queue->has_segment_ring)
+		ring = look_up_segment_ring(sk);
+	aged = choose(is_below_0(-(u64)queue->head), unread, 0);
+	if (ring)
+		add_datagrams(pending, queue, ring->segments, SEGMENTS, aged, now);
+	else
+		add_datagrams(pending, queue, queue->segments, FEW_SEGMENTS, aged, now);
+	if (aged && !pending->oldest_ns) /* they may have come at this moment */
+		return;
+	pending->count = unread;
+	add_socket(pending, 0);
 }
 
 #endif
@@ -610,13 +672,21 @@ static __always_inline owners_t begin_socket(struct pending_reading *reading, ow
 	return *(volatile owners_t *)&reading->owners;
 }
 
-/* The same of a socket of UDP. */
-static __always_inline void read_queries(struct pending_reading *reading, struct config *config,
-					 struct sock *sk)
+/* All that is pending in a socket of UDP. In time slices datagrams may come and go unseen. */
+static __always_inline void find_pending_datagrams(struct pending_reading *reading,
+						   struct config *config, struct sock *sk)
 {
 #ifdef WITH_QUERIES
-	find_queries(&reading->found.kinds[PENDING_UNANSWERED_QUERIES], config, sk,
-		     bpf_ktime_get_ns());
+	volatile struct pending *kinds = reading->found.kinds;
+	struct socket_queue *queue = look_up_socket_queue(sk);
+	u64 now = bpf_ktime_get_ns();
+
+	if (!queue || config->slice)
+		return;
+	if (queue->dialogue.role == ASKS)
+		find_queries(&kinds[PENDING_UNANSWERED_QUERIES], queue, now);
+	else if (queue->dialogue.role == ANSWERS)
+		find_datagrams(&kinds[PENDING_UNREAD_SEGMENTS], sk, queue, now);
 #endif
 }
 
@@ -678,7 +748,7 @@ int on_socket_state(u64 *ctx)
 	if (!begin_socket(reading, present_owners(config, state, sk)))
 		return 0;
 	if (protocol == PROTOCOL_UDP) {
-		read_queries(reading, config, sk);
+		find_pending_datagrams(reading, config, sk);
 		return 0;
 	}
 	tp = get_tcp_sock(sk);
@@ -789,7 +859,7 @@ int on_pending_file(u64 *ctx)
 	if (protocol == PROTOCOL_UDP) {
 		if (state && state->pending_in != (u8)reading->number) {
 			state->pending_in = reading->number;
-			read_queries(reading, config, sk);
+			find_pending_datagrams(reading, config, sk);
 		}
 		return 0;
 	}

@@ -45,7 +45,7 @@ PENDING_KINDS: tuple[PendingKind, ...] = (
         Module.RX,
         "unread segment",
         "unread segments",
-        "segments in the socket that the application has not read",
+        "segments, and datagrams of a server, that the application has not read",
     ),
     PendingKind(
         "unsentWrites",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import socket
 import struct
 import threading
@@ -190,18 +191,50 @@ def look_up(
     _begin_and_stay(lambda: _in_threads(threads, seconds, run, clock.account))
 
 
+def exchange(*, address: str, seconds: float, threads: int, gap: float, times: int = 1) -> None:
+    """Sends datagrams, and waits for the reply to each for as long as it takes.
+
+    `times`: it sends each as often, and one reply is enough.
+    """
+    clock = Clock()
+    numbers = itertools.count(1)
+    opened: list[socket.socket] = []
+
+    def run(until: float) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            opened.append(asking)
+            asking.connect((address, PORT))
+            while time.monotonic() < until:
+                message = _question(next(numbers) & 0xFFFF)
+                with clock.timed():
+                    for _ in range(times):
+                        asking.send(message)
+                    while asking.recv(512)[:2] != message[:2]:
+                        pass
+                time.sleep(gap / 1e3)
+
+    def account() -> dict[str, float]:
+        readable, _, _ = select.select(opened, (), (), 0)
+        return {**clock.account(), "readable": len(readable)}
+
+    _begin_and_stay(lambda: _in_threads(threads, seconds, run, account, grace=0.05))
+
+
 def _in_threads(
     threads: int,
     seconds: float,
     run: Callable[[float], None],
     account: Callable[[], dict[str, float]],
+    *,
+    grace: float | None = None,
 ) -> dict[str, float]:
+    """`grace`: the seconds after which a thread is left to itself."""
     until = time.monotonic() + seconds
-    running = [threading.Thread(target=run, args=(until,)) for _ in range(threads)]
+    running = [threading.Thread(target=run, args=(until,), daemon=True) for _ in range(threads)]
     for each in running:
         each.start()
     for each in running:
-        each.join()
+        each.join(None if grace is None else max(0.0, until + grace - time.monotonic()))
     return account()
 
 
@@ -431,4 +464,4 @@ def _begin_and_stay(work: Callable[[], Mapping[str, float]]) -> None:
 
 if __name__ == "__main__":
     roles = (ask, ask_over_unix, blast, half_close, listen, look_up, mixed, query, session, ship)
-    run_role({role.__name__: role for role in (*roles, subscribe, fall_back)})
+    run_role({role.__name__: role for role in (*roles, exchange, subscribe, fall_back)})

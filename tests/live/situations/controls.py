@@ -144,6 +144,20 @@ def deferred_accept() -> Situation:
     )
 
 
+@situation
+def replies_that_are_not_read() -> Situation:
+    """A client sends each question twice and takes the first reply; the other one stays unread."""
+    return Situation(
+        scene=back_to_back,
+        server=server("datagrams"),
+        client=client("exchange", threads=30, gap=30_000, times=2, seconds=4),
+        was_made=lambda facts: facts["client"]["readable"] == 30,
+        truth=ANSWERS + "; {client[readable]:.0f} sockets have another reply, for 4 s",
+        from_client=HEALTHY_AND_QUIET,
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
 MIXED = Situation(
     scene=back_to_back,
     server=server("mixed"),

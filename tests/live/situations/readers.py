@@ -93,6 +93,21 @@ def udp_overflow() -> Situation:
 
 
 @situation
+def udp_server_that_hangs() -> Situation:
+    """The server reads datagrams for a second or two, and then no more; few come after that."""
+    return Situation(
+        scene=back_to_back,
+        server=server("datagrams", hangs_after=800),
+        client=client("exchange", threads=8, gap=10, seconds=7),
+        was_made=lambda facts: facts["client"]["pending"] == 8 and facts["client"]["oldest_s"] > 3,
+        truth="{client[count]:.0f} datagrams had a reply, p99 {client[p99_ms]:.1f} ms; then the "
+        "server hung, and {client[pending]:.0f} have waited for {client[oldest_s]:.1f} s",
+        from_client=answer(Cause.NONE, says="8 unanswered queries"),
+        from_server=answer(Cause.SLOW_READER),
+    )
+
+
+@situation
 def unix_sockets() -> Situation:
     """All of the traffic is over a UNIX socket, of which no stage is measured."""
     unseen = answer(Cause.INSUFFICIENT_DATA, says="UNIX")

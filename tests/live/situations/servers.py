@@ -304,8 +304,12 @@ def datagrams(
     late: float = 0,
     receive_buffer: int = 0,
     silent: bool = False,
+    hangs_after: int = 0,
 ) -> None:
-    """Answers each datagram with its own bytes, as a DNS server would: the same message id."""
+    """Answers each datagram with its own bytes, as a DNS server would: the same message id.
+
+    `hangs_after`: it reads so many datagrams, and then no more.
+    """
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     if receive_buffer:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -318,7 +322,9 @@ def datagrams(
             server.sendto(_as_response(query), peer)
 
     def run() -> None:
-        while True:
+        for read in itertools.count():
+            if hangs_after and read == hangs_after:
+                threading.Event().wait()
             time.sleep(late / 1e3)
             query, peer = server.recvfrom(2048)
             if silent:
