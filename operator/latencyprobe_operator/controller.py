@@ -42,7 +42,10 @@ _NODES_OF_A_STEP = 100
 # A deletion waits this long for its agents to detach; an absent one detaches when it returns.
 _DETACH_S = 3.0
 # After a start, no agent is sent a state before all probes and their pods are known, or this long.
-_WARM_UP_S = 20.0
+# Until then agents measure for the leader before: their lease is of 300 s.
+_WARM_UP_S = 200.0
+# A probe that is deleted in that time is not waited for.
+_RELIST_S = 10.0
 _GAUGES_S = 5.0
 # Messages leave gaps of whole pages. With 5,000 agents, to give them back takes some 10 ms.
 _GIVE_BACK_S = 60.0
@@ -251,7 +254,7 @@ class Controller:
     # ------------------------------------------------------------------------- start
 
     async def _warm_up(self) -> None:
-        """Connect to the agents once the pods of every existing probe are known.
+        """Connect to the agents once they and the pods of every existing probe are known.
 
         An incomplete state would detach targets that the agents have measured since before the
         start.
@@ -259,14 +262,13 @@ class Controller:
         expected = await self._existing_probes()
         try:
             async with asyncio.timeout(_WARM_UP_S):
-                # A start is short, and the conditions have no event in common.
-                while not all(map(self._is_known, expected)):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+                await self._wait_known(expected)
         except TimeoutError:
             missing = sum(not self._is_known(uid) for uid in expected)
             log.warning(
-                "connecting to the agents without the pods of %d probes: they are not known yet",
+                "connecting to the agents without the pods of %d probes%s: they are not known yet",
                 missing,
+                "" if self._agents.known else ", and without the list of agents",
             )
         await self._flush_all()
         self._open_fleet()
@@ -274,6 +276,17 @@ class Controller:
         if self._collector:
             self._collector.note_attached()
         heap.give_back()
+
+    async def _wait_known(self, expected: set[str]) -> None:
+        """Wait for the agents and these probes; drop those that are deleted."""
+        clock = asyncio.get_running_loop().time
+        listed_at = clock()
+        # The conditions have no event in common.
+        while not (self._agents.known and all(map(self._is_known, expected))):
+            await asyncio.sleep(0.05)
+            if clock() - listed_at >= _RELIST_S:
+                expected &= await self._existing_probes()
+                listed_at = clock()
 
     def _open_fleet(self) -> None:
         self._fleet.open()

@@ -51,6 +51,11 @@ class AgentSource:
         self._informer = Informer(source, self._scope, read_agent, self)
         self._task = asyncio.create_task(self._informer.run(), name=str(self._scope))
 
+    @property
+    def known(self) -> bool:
+        """Return whether the agents are known, or the API server does not show them for long."""
+        return self._informer.decided if self._informer else bool(self._given)
+
     async def close(self) -> None:
         """Stop following the agents."""
         if self._task:

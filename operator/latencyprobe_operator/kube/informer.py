@@ -22,11 +22,14 @@ from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredErr
 
 log = logging.getLogger(__name__)
 
+_INVALID = (400, 422)
 _INVALID_RETRY_S = 30.0
 _LONGEST_PAUSE_S = 10.0
 # A watch that lasted this long worked. A shorter one may be a server or proxy that ends every watch
 # at once.
 _LIVED_S = 10.0
+# A server that starts has read the roles by then.
+_LASTING_REFUSAL_S = 20.0
 
 # Malformed objects end in one of these.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -67,6 +70,8 @@ class PodsRefusal:
     invalid: bool
     """The selector is at fault, and not a missing permission."""
     message: str
+    lasting: bool = False
+    """It is no refusal of a server that starts: it has gone on for long, or is `invalid`."""
 
 
 class Kept(Protocol):
@@ -203,6 +208,32 @@ class _Pods(Generic[P]):
             self._index.clear()
 
 
+class _Refusals:
+    """The newest refusal of an informer's requests, and the time since when they were refused."""
+
+    def __init__(self) -> None:
+        self.newest: PodsRefusal | None = None
+        self._since: float | None = None
+
+    def take(self, error: ApiError) -> bool:
+        """Take in a refusal; return False if it is as the one before."""
+        at = asyncio.get_running_loop().time()
+        if self._since is None:
+            self._since = at
+        invalid = error.status in _INVALID
+        lasting = invalid or at - self._since >= _LASTING_REFUSAL_S
+        before, self.newest = self.newest, PodsRefusal(invalid, str(error), lasting)
+        return self.newest != before
+
+    def interrupt(self) -> None:
+        """Note a failure of another kind: the next refusal may be one of a server that starts."""
+        self._since = None
+
+    def end(self) -> None:
+        """Note that the pods were shown."""
+        self.newest = self._since = None
+
+
 class Informer(Generic[P]):
     """The pods of one scope, kept current while `run` runs."""
 
@@ -219,7 +250,7 @@ class Informer(Generic[P]):
         self.scope = scope
         self.listed = False
         """The pods are known, as of some time since the start."""
-        self.refusal: PodsRefusal | None = None
+        self._refusals = _Refusals()
         self._source = source
         self._read = read
         self._audience = audience
@@ -231,6 +262,16 @@ class Informer(Generic[P]):
         """The version from which the next watch goes on; None: list first."""
         self._watching_since: float | None = None
         self._backoff = Backoff(0.2, _LONGEST_PAUSE_S)
+
+    @property
+    def refusal(self) -> PodsRefusal | None:
+        """Return the reason why the API server does not show the pods; None without one."""
+        return self._refusals.newest
+
+    @property
+    def decided(self) -> bool:
+        """Return whether the pods are known, or the API server does not show them for long."""
+        return self.listed or (self.refusal is not None and self.refusal.lasting)
 
     def find(self, uid: str) -> P | None:
         """Return the pod of this UID, of any namespace; None if there is none."""
@@ -257,6 +298,7 @@ class Informer(Generic[P]):
                 self._take_refusal(error)
             except UNAVAILABLE as error:
                 trouble = error
+                self._refusals.interrupt()
             except _UNREADABLE:
                 log.exception("%s: cannot read the API server's answer", self.scope)
                 self._version = None
@@ -301,7 +343,8 @@ class Informer(Generic[P]):
         changed, self._unreported = self._unreported, {}
         removed = self._pods.remove_unseen(seen)
         pods = self._pods.by_namespace
-        self.listed, self.refusal = True, None
+        self.listed = True
+        self._refusals.end()
         steps = self._audience.on_list(
             {
                 namespace: Change(
@@ -367,15 +410,12 @@ class Informer(Generic[P]):
         A server that starts also refuses permitted requests (401 and 403, until it has read the
         roles). Pods that are known already stay known.
         """
-        if error.status == 429:
-            return  # the server is busy: a list would add to its load
-        self._version = None
-        if error.status >= 500:
+        if error.status != 429:  # the server is busy: a list would add to its load
+            self._version = None
+        if error.status == 429 or error.status >= 500:
+            self._refusals.interrupt()
             return
-        invalid = error.status in (400, 422)
-        refusal = PodsRefusal(invalid, str(error))
-        if (invalid or not self.listed) and self.refusal != refusal:
-            self.refusal = refusal
+        if (error.status in _INVALID or not self.listed) and self._refusals.take(error):
             self._audience.on_refusal()
 
     def _log_trouble(self, trouble: Exception, seconds: float) -> None:

@@ -17,6 +17,8 @@ _LONGEST_SETTLE_S = 0.5
 _GRACE_S = 5.0
 # To connect to 5,000 agents takes half a minute, and programs may have to be compiled.
 _LONGEST_GRACE_S = 120.0
+# As agents.generations.LEASE_S. Agents without a client by then have detached.
+_LONGEST_LEASE_S = 300.0
 _IDLE_REFRESH_S = 600.0
 _NEVER = -1e9
 
@@ -46,11 +48,11 @@ class StatusSchedule:
 
         `interval_s`: None as long as this operator does not connect to the agents.
         """
-        self._longest_grace_until = now + _LONGEST_GRACE_S
-        self._grace_until = self._longest_grace_until
-        if interval_s is not None:
+        if interval_s is None:
+            self._grace_until = self._longest_grace_until = now + _LONGEST_LEASE_S
+        else:
             self._grace_until = now + interval_s + _GRACE_S
-            self._longest_grace_until = max(self._longest_grace_until, self._grace_until)
+            self._longest_grace_until = max(now + _LONGEST_GRACE_S, self._grace_until)
 
     def prolong_grace(
         self, now: float, interval_s: float, *, attaching: Callable[[], bool]

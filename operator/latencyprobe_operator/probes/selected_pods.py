@@ -59,8 +59,13 @@ class SelectedPods:
 
     @property
     def known(self) -> bool:
-        """Return whether the desired states hold this probe's pods, if it has any."""
-        return self._pods is None or self._joined or self._pods.refusal is not None
+        """Return whether the desired states hold this probe's pods, if it has any.
+
+        The first refusals may be those of an API server that starts.
+        """
+        if self._pods is None or self._joined:
+            return True
+        return self._pods.refusal is not None and self._pods.refusal.lasting
 
     @property
     def matched(self) -> int:

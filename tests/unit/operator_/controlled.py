@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
@@ -20,8 +21,7 @@ AGENTS = {"node-a": "127.0.0.1:1"}
 AGENT_NAMESPACE = "latencyprobe-system"
 
 
-@asynccontextmanager
-async def controlling(
+def controller_of(
     cluster: Cluster,
     tls: ClientTlsFiles,
     *,
@@ -29,9 +29,9 @@ async def controlling(
     agents: Mapping[str, str] = AGENTS,
     limits: AdminLimits = NO_LIMITS,
     collector: GarbageCollector | None = None,
-) -> AsyncIterator[Controller]:
-    """A controller that runs."""
-    controller = Controller(
+) -> Controller:
+    """A controller that is yet to start."""
+    return Controller(
         cluster,
         credentials=tls.credentials,
         agents=AgentSource(AGENT_NAMESPACE, "app=agent", 9345, agents),
@@ -40,6 +40,14 @@ async def controlling(
         limits=limits,
         collector=collector,
     )
+
+
+@asynccontextmanager
+async def controlling(
+    cluster: Cluster, tls: ClientTlsFiles, **options: Any
+) -> AsyncIterator[Controller]:
+    """A controller that runs, with the options of `controller_of`."""
+    controller = controller_of(cluster, tls, **options)
     await controller.start()
     try:
         yield controller

@@ -343,6 +343,28 @@ async def test_the_collector_hears_of_each_report_and_once_of_attached_agents(
     await agent.stop()
 
 
+async def test_an_agent_keeps_its_targets_while_the_first_list_of_pods_is_refused(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles
+) -> None:
+    """A starting API server refuses requests until it has read the roles."""
+    api, agent = FakeApi(), FakeAgent(agent_tls)
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    api.probes = [probe_body()]
+    api.refuse_in[""] = (403, "pods is forbidden")
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, agents={"node-a": agent.address}) as controller,
+        running(controller, api.probes),
+    ):
+        await until(lambda: api.asked.count("") == 3, what=lambda: api.asked)
+        api.refuse_in.clear()
+        await until(lambda: agent.applied, what=controller._fleet.states)
+        assert {len(state.probes) for state in agent.applied} == {1}
+        assert agent.target_ids == [target_id("a")]
+    await agent.stop()
+
+
 async def test_statuses_stand_until_the_operator_connects_to_agents(
     operator_tls: ClientTlsFiles,
 ) -> None:

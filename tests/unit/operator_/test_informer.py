@@ -212,8 +212,33 @@ async def test_an_invalid_selector_is_reported_with_the_servers_message() -> Non
         assert informer.refusal.invalid
         assert informer.refusal.message == "unable to parse requirement"
 
+        assert informer.decided
+
     assert audience.refusals == 1
     assert api.requests <= HOUR / 30 + 1
+
+
+@pytest.mark.parametrize(
+    "between", [ApiError(503, "", "etcd"), ApiError(429, "", "busy"), OSError()]
+)
+async def test_a_refusal_lasts_once_there_was_no_other_answer_for_20_seconds(
+    between: Exception,
+) -> None:
+    refusal, api, audience = ApiError(403, "Forbidden", "no roles yet"), Api(), Silent()
+    api.list_errors.extend([refusal, *[between] * 5, *[refusal] * 1000])
+    async with following(api, audience) as informer:
+        while api.list_errors:
+            await asyncio.sleep(0.1)
+            if informer.decided:
+                break
+        first = api.lists[6]
+        assert 20 <= asyncio.get_running_loop().time() - first < 31
+        api.list_errors.clear()
+        await asyncio.sleep(11)
+        assert informer.listed
+        assert informer.refusal is None
+
+    assert audience.refusals == 2
 
 
 # ------------------------------------------------------------------------------- memory

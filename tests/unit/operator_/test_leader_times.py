@@ -7,6 +7,7 @@ from pathlib import Path
 
 from latencyprobe_operator import controller, election
 from latencyprobe_operator.agents import session
+from latencyprobe_operator.kube import informer
 from latencyprobe_operator.leadership import LeaseTiming
 from latencyprobe_operator.probes import gathering, schedule
 
@@ -17,6 +18,7 @@ CONSTANTS: dict[str, float] = {
     "LeaseTiming.retry_s": TIMING.retry_s,
     "_RELEASE_S": election._RELEASE_S,
     "_WARM_UP_S": controller._WARM_UP_S,
+    "_LASTING_REFUSAL_S": informer._LASTING_REFUSAL_S,
     "CONNECT_S": session.CONNECT_S,
     "APPLY_S": session.APPLY_S,
     "_GRACE_S": schedule._GRACE_S,

@@ -94,6 +94,20 @@ async def test_a_change_of_one_agent_reports_its_node_alone() -> None:
     await source.close()
 
 
+async def test_agents_are_known_once_they_are_listed_or_given() -> None:
+    api, told = AgentPods(agent("node-a")), Told()
+    source = AgentSource(NAMESPACE, "app=agent", PORT)
+    source.follow(api, told.set_agent)
+    assert not source.known
+    await until(lambda: source.known, what=lambda: told.order)
+    assert told.order == ["node-a"]
+    await source.close()
+
+    source = AgentSource(NAMESPACE, "app=agent", PORT, {"node-a": "10.0.0.1:9345"})
+    source.follow(api, told.set_agent)
+    assert source.known
+
+
 async def test_other_tasks_go_on_while_a_thousand_agents_are_reported() -> None:
     api, told = AgentPods(*(agent(f"node-{number}") for number in range(1000))), Told()
     seen = []
