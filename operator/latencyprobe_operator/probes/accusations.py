@@ -1,7 +1,8 @@
 """Accusations: the causes that verdicts on the pods of one node name, and not for a moment alone.
 
 Among many pods there is nearly always one with a short wait. So a cause counts from the second
-report in a row that has it, and until the second in a row that lacks it.
+report in a row that has it, and until the second in a row that lacks it. A report that is sent
+again is the same one.
 """
 
 from __future__ import annotations

@@ -109,10 +109,12 @@ class NodeSummaries:
         figures = self._nodes.get(node)
         if figures is None:
             figures = self._nodes[node] = _NodeFigures(NodeAccusations(self._accused_before))
+        # An agent sends its newest summary again with each stream. Older ones send no time.
+        if not keeps_window or report.span.end != figures.end:
+            figures.accusations.take(_accused(summary), pods=summary.pods)
         figures.at, figures.end = at, report.span.end
         figures.merged = packed(summary.merged)
         figures.measured = summary.pods
-        figures.accusations.take(_accused(summary), pods=summary.pods)
         figures.keeps_window = keeps_window
         figures.skew, figures.unknown = skew_of_scores(summary.score_version), report.unknown
         pods = _scored_here(report.pods) if figures.skew else report.pods

@@ -48,7 +48,6 @@ measurements = st.builds(
     st.dictionaries(st.sampled_from(["TcpExtListenDrops", "UdpInErrors"]), st.integers(0, 9)),
 )
 WINDOW_S, INTERVAL_S = 60.0, 10.0
-INTERVAL = Span(0, 10)
 
 
 def take(
@@ -58,11 +57,17 @@ def take(
     *,
     at: float = 0.0,
     of_node: NodeMeasurement = NOTHING_OF_THE_NODE,
-    span: Span = INTERVAL,
+    span: Span | None = None,
+    stream: int = 1,
+    keeps_window: bool = True,
     pods: Sequence[PodReport] = (),
     **parts: Any,
 ) -> None:
-    """Take in a summary of a node, with these parts."""
+    """Take in a summary of a node, with these parts; of the interval after the last one."""
+    if span is None:
+        known = summaries._nodes.get(node)
+        begin = known.end if known else 0.0
+        span = Span(begin, begin + INTERVAL_S)
     summary = ProbeSummary(merged=merged, **parts)
     report = ReportedProbe(
         probe_uid="p",
@@ -70,9 +75,9 @@ def take(
         node=of_node,
         pods=tuple(pods),
         span=span,
-        source=ReportSource("i", 1),
+        source=ReportSource("i", stream),
     )
-    summaries.take(node, report, summary, at=at, window_s=WINDOW_S)
+    summaries.take(node, report, summary, at=at, window_s=WINDOW_S, keeps_window=keeps_window)
 
 
 def pod(uid: str, score: int = 0) -> PodReport:
@@ -176,6 +181,25 @@ def test_a_cause_of_one_report_alone_is_neither_taken_in_nor_left_out() -> None:
         take(summaries, "a", verdicts={verdicts: 2}, waiting_ns={"Peer": 5, "DNS": 1})
         named.append("".join(summaries.accused()))
     assert named == ["", "", "", "", "Peer", "Peer", "Peer", "Peer", "", ""]
+
+
+def test_a_report_that_is_sent_again_makes_no_cause_last() -> None:
+    """An agent sends its newest report with each stream, so that no figures are lost."""
+    summaries = NodeSummaries()
+    named = []
+    ends = (("Peer", 10), ("Peer", 10), ("Peer", 20), ("None", 30), ("None", 30), ("None", 40))
+    for stream, (verdict, end) in enumerate(ends):
+        span, waiting_ns = Span(end - INTERVAL_S, end), {"Peer": 5}
+        take(summaries, "a", span=span, stream=stream, verdicts={verdict: 2}, waiting_ns=waiting_ns)
+        named.append("".join(summaries.accused()))
+    assert named == ["", "", "Peer", "Peer", "Peer", ""]
+
+
+def test_each_report_of_an_older_agent_counts_though_it_has_no_time() -> None:
+    summaries = NodeSummaries()
+    for _ in range(2):
+        take(summaries, "a", span=Span(), keeps_window=False, verdicts={"Peer": 2})
+    assert summaries.accused() == {Bottleneck.PEER: (2, 0)}
 
 
 def test_a_node_without_pods_accuses_nothing() -> None:
