@@ -111,7 +111,7 @@ class FactsGatherer:
         """Choose the pods to list, and have their agents report the missing ones in full."""
         nodes = {placed.pod.node for placed in self._pods.placed.values()}
         self._forget_all_but(nodes, spec, at)
-        self._worst.choose(self._intake.summaries, nodes | self._pods.left)
+        await self._worst.choose(self._intake.summaries, nodes | self._pods.left)
         timeout_s = min(_LONGEST_FETCH_S, spec.interval_s * _FETCH_INTERVALS)
         await self._worst.fetch(self._intake.summaries, self._intake.arrived, timeout_s=timeout_s)
 

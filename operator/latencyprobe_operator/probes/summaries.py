@@ -177,11 +177,15 @@ class NodeSummaries:
                 found[cause] = found[cause].joined(each) if cause in found else each
         return found
 
-    def scores(self) -> Iterator[NodeScore]:
-        """Yield the scores that can be compared."""
-        for node, figures in self._nodes.items():
-            for score, pod_uid in zip(figures.scores, figures.scored, strict=True):
-                yield NodeScore(PodScore(score, pod_uid), node)
+    def scores(self) -> Iterator[list[NodeScore]]:
+        """Yield the scores that can be compared, in parts that take little time each."""
+        nodes = list(self._nodes.items())
+        for begin in range(0, len(nodes), _NODES_OF_A_STEP):
+            yield [
+                NodeScore(PodScore(score, pod_uid), node)
+                for node, figures in nodes[begin : begin + _NODES_OF_A_STEP]
+                for score, pod_uid in zip(figures.scores, figures.scored, strict=True)
+            ]
 
     def in_full(self) -> Iterator[NodePod]:
         """Yield the pods in full that can be compared."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
-from latencyprobe_operator.probes.summaries import NodeSummaries
+from latencyprobe_operator.probes.summaries import NodeScore, NodeSummaries
 
 WantInFull = Callable[[str, str, PodChoice, bool], None]
 """As `Fleet.want_in_full`: the node, the probe's UID, the choice, and if it is sent at once."""
@@ -38,7 +39,7 @@ class WorstPods:
 
     def choice(self, node: str) -> PodChoice:
         """Return the pods that this node is to report in full, as of now."""
-        left = len(self._desired.left_by(self._probe_uid))
+        left = self._desired.left_count(self._probe_uid)
         return choice_of(
             node,
             self._top,
@@ -54,14 +55,18 @@ class WorstPods:
             return self.max_pods + 1
         return max(len(self._desired.pods_of(self._probe_uid)), self._measured or 0)
 
-    def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
+    async def choose(self, summaries: NodeSummaries, nodes: Collection[str]) -> None:
         """Choose by the newest scores, and have these nodes report accordingly.
 
-        `nodes`: those with pods, and those that the last pods have left.
+        `nodes`: those with pods, and those that the last pods have left. Other tasks go on between
+        its steps.
         """
+        worst: list[NodeScore] = []
+        for scores in summaries.scores():
+            worst = heapq.nlargest(self.max_pods, [*worst, *scores])
+            await asyncio.sleep(0)
         before = self._top or NO_TOP
-        skewed = summaries.skewed
-        self._top = top_of(summaries.scores(), self.max_pods, before, nodes, skewed)
+        self._top = top_of(worst, self.max_pods, before, nodes, summaries.skewed)
         self._measured = summaries.measured
         self._nodes = frozenset(nodes)
         lacking = set(self._lacking(summaries))

@@ -18,23 +18,25 @@ from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import SCORE_VERSION, TROUBLED, score_of
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import DEFAULT_MODULES
-from latencyprobe.domain.summary import NO_PODS, PodChoice, PodScore
+from latencyprobe.domain.summary import NO_PODS, PodChoice, PodScore, ProbeSummary
 from latencyprobe.protocol.summaries import choice_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods
 from latencyprobe_operator.agents.reported_summaries import reported_summary
 from latencyprobe_operator.api.status_fields import PodStatus
+from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.model import Pod, read_pod
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe, ReportSource
 from latencyprobe_operator.probes.byte_budget import BURST_BYTES, BYTES_PER_MINUTE
 from latencyprobe_operator.probes.choices import NO_TOP, Top, choice_of, top_of, top_of_rows
 from latencyprobe_operator.probes.probe import Probe
-from latencyprobe_operator.probes.summaries import NodeScore
+from latencyprobe_operator.probes.summaries import NodeScore, NodeSummaries
+from latencyprobe_operator.probes.worst_pods import WorstPods
 from tests.unit.operator_.probe_world import World, report, running
 from tests.unit.operator_.status_facts import SLOW_READER, noisy
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.agent import measurement
-from tools.fakes.samples import pod, pod_body, probe_body, target_id
+from tools.fakes.samples import pod, pod_body, probe_body, probe_spec, target_id
 from tools.fakes.windows import AgentWindows
 
 LOOP = VirtualTimeLoop
@@ -213,6 +215,51 @@ async def test_nodes_that_all_pods_have_left_send_few_of_them_in_full() -> None:
             assert len(cluster.desired.left_by(UID)) == 30
         assert len(cluster.listed) == MAX_PODS
         assert all(row["ended"] for row in cluster.status["pods"])
+
+
+async def test_a_choice_for_many_left_nodes_counts_them_without_a_copy_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copies: list[int] = []
+    left_by = DesiredStates.left_by
+
+    def note(states: DesiredStates, probe_uid: str) -> frozenset[str]:
+        left = left_by(states, probe_uid)
+        copies.append(len(left))
+        return left
+
+    states = DesiredStates()
+    states.set_probe(probe_spec(), [], left=[f"node-{number}" for number in range(1000)])
+    nodes, choices = states.left_by(UID), []
+    monkeypatch.setattr(DesiredStates, "left_by", note)
+    worst = WorstPods(UID, desired=states, want_in_full=lambda *each: choices.append(each), rows=[])
+    await worst.choose(NodeSummaries(), nodes)
+
+    assert len(choices) == 1000
+    assert len(copies) <= 2
+
+
+async def test_other_tasks_go_on_while_the_worst_of_many_pods_are_chosen() -> None:
+    scores = tuple(PodScore(1000 - number, f"pod-{number}") for number in range(20))
+    summary, summaries, turns = ProbeSummary(scores=scores), NodeSummaries(), []
+    for number in range(1000):
+        report = ReportedProbe(probe_uid=UID, summary=summary)
+        summaries.take(f"node-{number:03}", report, summary, at=0.0, window_s=60.0)
+    worst = WorstPods(UID, desired=DesiredStates(), want_in_full=lambda *_: None, rows=[])
+    worst.max_pods = 3
+
+    async def note() -> None:
+        while True:
+            turns.append(worst._top)
+            await asyncio.sleep(0)
+
+    noting = asyncio.create_task(note())
+    await worst.choose(summaries, [])
+    noting.cancel()
+
+    assert len(turns) >= 20
+    assert worst._top
+    assert [each.place for each in worst._top.pods] == [scores[0]] * 3
 
 
 async def test_a_new_leader_asks_left_nodes_for_few_pods_in_full() -> None:
