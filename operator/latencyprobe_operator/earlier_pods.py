@@ -32,8 +32,8 @@ _NO_NAMES: dict[str, str | None] = {}
 class EarlierPods:
     """The pods of one probe on one node that an agent may report on though it was not asked.
 
-    For one window and interval after the first state that the agent is sent. Times are seconds of
-    one monotonic clock.
+    For one window, a slot of it and an interval after the first state that the agent is sent. Times
+    are seconds of one monotonic clock.
     """
 
     __slots__ = ("_known", "_node", "_uids", "_until")

@@ -25,6 +25,7 @@ from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on
 from latencyprobe.domain.score import score_of
+from latencyprobe.domain.slots import slot_length_s
 from latencyprobe.domain.summary import (
     PodReport,
     ProbeSummary,
@@ -43,7 +44,6 @@ from latencyprobe_agent.windows.merging import merged
 from latencyprobe_agent.windows.node_window import WindowOfNode
 from latencyprobe_agent.windows.running import RunningWindow
 
-SLOTS = 12
 # Of one probe in its window: with the windows that are kept, a summary has fewer than it may.
 MAX_DROPPED_PODS = 2048
 # Of a pod in an interval, apart from each other.
@@ -392,7 +392,7 @@ class ProbeWindow:
         if not self._slots:
             return 0
         interval_s, newest = self.probe.interval_s, self._slots[-1]
-        length_s = math.ceil(self._window.length_s / SLOTS / interval_s) * interval_s
+        length_s = slot_length_s(self._window.length_s, interval_s)
         is_full = at > newest.began + length_s + interval_s * _JITTER
         return newest.number + 1 if is_full else newest.number
 

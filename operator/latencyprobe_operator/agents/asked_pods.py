@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
+from latencyprobe.domain.slots import slot_length_s
 from latencyprobe_operator.desired_state import NO_STATE, DesiredNodeState, ProbeOnNode
 
 # Per agent, shared by namespaces. A pod is in reports for a window after its end.
@@ -57,8 +58,10 @@ class AskedPods:
         for gone in self._admitted.keys() - now.keys():
             del self._admitted[gone]
         for probe in state:
-            # A pod stays for the window after the interval in which it has ended.
-            probe.earlier.open(self._clock(), span_s=probe.window_s + probe.interval_s)
+            # A pod stays as long as the slot in which it has ended. A report of that time comes
+            # before the next interval ends, also if it is sent again.
+            slot_s = slot_length_s(probe.window_s, probe.interval_s)
+            probe.earlier.open(self._clock(), span_s=probe.window_s + slot_s + probe.interval_s)
 
     def finder(self, probe_uid: str) -> FindPod:
         """Return a function that finds the pods of one report: see `FindPod`.

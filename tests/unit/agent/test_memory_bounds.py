@@ -16,6 +16,7 @@ import yaml
 from latencyprobe.domain.fairness import MAX_PROBES, MAX_TARGETS
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
+from latencyprobe.domain.slots import SLOTS
 from latencyprobe.domain.stages import TARGET_STAGES, Module
 from latencyprobe.domain.summary import PodChoice
 from latencyprobe_agent.collector import Moment, ProbeFigures
@@ -35,7 +36,7 @@ from latencyprobe_agent.totals import DEFAULT_MAX_PODS, Total
 from latencyprobe_agent.windows import by_probe
 from latencyprobe_agent.windows.by_probe import MAX_ENDED_PODS
 from latencyprobe_agent.windows.early_figures import EarlyFigures
-from latencyprobe_agent.windows.probe_window import MAX_LEFT_CONTAINERS, SLOTS, ProbeWindow
+from latencyprobe_agent.windows.probe_window import MAX_LEFT_CONTAINERS, ProbeWindow
 from latencyprobe_agent.windows.running import RunningWindow
 from tests.unit.agent.scripted import ScriptedEngine, ScriptedEvidence
 

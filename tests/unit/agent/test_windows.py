@@ -27,6 +27,7 @@ from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import report_on
+from latencyprobe.domain.slots import SLOTS, slot_length_s
 from latencyprobe.domain.stages import Module
 from latencyprobe.domain.summary import PodChoice, PodReport
 from latencyprobe.domain.waits import TOTALS
@@ -256,9 +257,34 @@ def test_a_long_window_has_a_bounded_number_of_slots() -> None:
     for _ in range(300):
         measured.interval({"a": samples(100)})
     window = measured.windows._windows["p"]
-    assert len(window._slots) <= probe_window.SLOTS + 1
-    assert len(window._pods["a"].sums._entries) <= probe_window.SLOTS + 1
+    assert len(window._slots) <= SLOTS + 1
+    assert len(window._pods["a"].sums._entries) <= SLOTS + 1
     assert 56 <= measured.samples <= 60
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "window_s"), [(1, 60), (10, 60), (10, 90), (10, 300), (7, 30), (60, 60)]
+)
+def test_a_pod_that_has_ended_leaves_the_reports_after_the_window_and_a_slot_at_most(
+    interval_s: float, window_s: float
+) -> None:
+    slot_s, stays_s = slot_length_s(window_s, interval_s), []
+    for phase in range(2 * round(slot_s / interval_s)):
+        both = _probe("a", "b", interval_s=interval_s, window_s=window_s)
+        measured = Measured(both)
+        for _ in range(phase):
+            measured.interval({"a": samples(100)})
+        measured.interval({"a": samples(100), "b": samples(100)})
+        # It may have ended right after the interval began.
+        ended = last = measured.now - interval_s
+        measured.follow(_probe("a", interval_s=interval_s, window_s=window_s))
+        while "b" in measured.pods:
+            last = measured.now
+            measured.interval({"a": samples(100)})
+        stays_s.append(last - ended)
+
+    assert window_s <= max(stays_s) <= window_s + slot_s
+    assert (max(stays_s) > window_s + interval_s) is (slot_s > 2 * interval_s)
 
 
 _script = st.lists(

@@ -329,11 +329,11 @@ def test_another_tenants_ended_pods_do_not_displace_a_namespaces_own() -> None:
 class Leader:
     """A new leader: the API server has pod a, and an ended pod; its status lists some more."""
 
-    def __init__(self, *listed: str, node: str = NODE) -> None:
+    def __init__(self, *listed: str, node: str = NODE, **spec: Any) -> None:
         self.now = 1000.0
         self.states = DesiredStates()
         self.states.set_probe(
-            probe_spec(), [pod("a")], earlier={node: listed}, exists=self.has_in_the_api
+            probe_spec(**spec), [pod("a")], earlier={node: listed}, exists=self.has_in_the_api
         )
         self.asked = AskedPods(lambda: self.now)
 
@@ -378,7 +378,7 @@ def test_a_pod_that_the_found_status_lists_is_known_for_a_window() -> None:
     leader.now += 65
     leader.ask()
     assert leader.takes("uid-2", "job-2"), "it has ended within the last interval"
-    leader.now += 10
+    leader.now += 20
     leader.ask()
     assert not leader.takes("uid-1", "job-1")
     assert not leader.takes("uid-2", "job-2")
@@ -392,7 +392,7 @@ def test_a_pod_that_the_api_server_has_on_that_node_is_known_for_a_window() -> N
     leader.ask()
     assert not leader.takes("uid-another", "ended")
     assert leader.takes("uid-ended", "ended")
-    leader.now += 75
+    leader.now += 85
     assert not leader.takes("uid-ended", "ended")
 
 
@@ -411,7 +411,26 @@ def test_pods_that_have_ended_before_a_new_leader_came_are_no_fault_for_a_window
         assert [each.pod_uid for each in report.pods] == ["uid-a"]
         assert report.summary
         assert [each.pod_uid for each in report.summary.scores] == ["uid-a"]
-        leader.now += 75
+        leader.now += 85
+
+
+@pytest.mark.parametrize(
+    ("interval", "window", "last_s", "over_s"), [("1s", "1m", 64, 67), ("10s", "1h", 3890, 3911)]
+)
+def test_pods_that_leave_an_agents_window_with_a_slot_are_no_fault_until_then(
+    interval: str, window: str, last_s: int, over_s: int
+) -> None:
+    """A slot of several intervals stays until its end is older than the window."""
+    leader = Leader("job-1", interval=interval, window=window)
+    leader.ask()
+    message = summary()
+    message.pods.add(pod_uid="uid-un", name="unlisted", ended=True).verdict.bottleneck = "None"
+    leader.now += last_s
+    assert reported_summary(message, set(), leader.asked).unasked == 0
+    assert leader.takes("uid-1", "job-1")
+    leader.now += over_s - last_s
+    assert reported_summary(message, set(), leader.asked).unasked == 1
+    assert not leader.takes("uid-1", "job-1")
 
 
 def test_a_living_pod_that_was_not_asked_for_is_a_fault_at_any_time() -> None:
@@ -449,7 +468,7 @@ def test_a_new_spec_within_the_window_changes_nothing() -> None:
     leader.ask()
     assert leader.takes("uid-1", "job-1")
     assert leader.takes("uid-2", "job-2")
-    leader.now += 75
+    leader.now += 85
     assert not leader.takes("uid-1", "job-1")
 
 

@@ -482,7 +482,7 @@ async def test_a_node_that_scores_pods_of_others_costs_itself_alone() -> None:
             uid = f"uid-pod-{number % 20:03}-{number // 20}"
             lie.summary.scores.add(pod_uid=uid, score=2**53 - 1 - number)
         assert cluster.decoded("node-001", lie).unasked == 0, "they may have ended earlier"
-        cluster.now += 75
+        cluster.now += 85
         reported = cluster.decoded("node-001", lie)
         assert reported.summary
         assert {each.pod_uid for each in reported.summary.scores} == {
