@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 # 64 KiB a minute over any hour, the burst included.
 BYTES_PER_MINUTE = 54 * 1024
-# Two statuses of the largest size.
+# Two statuses of the largest size: one for noise, and one that is kept for news of the worst pod.
 BURST_BYTES = 512 * 1024
 # Of these, for writes without rows of pods while the budget has nothing left.
 LIGHT_BYTES_PER_MINUTE = BYTES_PER_MINUTE // 2

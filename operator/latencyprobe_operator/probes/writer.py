@@ -31,13 +31,12 @@ from latencyprobe_operator.probes.document import (
     MAX_BYTES,
     Document,
     KeptDocument,
-    WorstPod,
     merge_patch,
     size_bytes,
     turning_points,
-    worst_of,
 )
 from latencyprobe_operator.probes.facts import PodFacts
+from latencyprobe_operator.probes.first_rows import FirstRows, rows_of, rows_of_facts
 from latencyprobe_operator.probes.refused_rows import without_refused, without_rows
 from latencyprobe_operator.probes.row_bytes import RowBytes
 from latencyprobe_operator.probes.status_news import differs, light, without_nodes
@@ -136,8 +135,7 @@ class StatusWriter:
         if self._rows.are_written(pods):
             return True
         least = self._rows.least_bytes(pods)
-        kept_free = _kept_free(self._kept.worst, _worst_of_facts(pods))
-        return not least or self._budget.has(least + kept_free)
+        return not least or self._budget.has(least + self._kept_free(rows_of_facts(pods)))
 
     def worth_writing(self, document: Document, *, is_whole: bool = True) -> Document | None:
         """Return the part of the document that is worth a write now; None without such a part.
@@ -175,12 +173,18 @@ class StatusWriter:
         """Decide whether a patch is within the budget.
 
         What one agent says of its node must not take the bytes that other nodes' pods need. So a
-        patch without rows of pods leaves room for those, or is within a part of the budget.
+        patch without rows of pods leaves room for all of those, or is within a part of the budget.
         """
         if patch.content.keys() & set(HEAVY):
-            kept_free = _kept_free(self._kept.worst, worst_of(patch.document))
-            return self._budget.has(patch.size + kept_free)
-        return self._light_budget.has(patch.size) or self._budget.has(patch.size + MAX_BYTES)
+            return self._budget.has(patch.size + self._kept_free(rows_of(patch.document)))
+        return self._light_budget.has(patch.size) or self._budget.has(patch.size + 2 * MAX_BYTES)
+
+    def _kept_free(self, rows: FirstRows) -> int:
+        """Return the bytes that these rows leave for others, which are news to people.
+
+        People read of the worst pod first. So noise must not take the bytes for it.
+        """
+        return 0 if rows.are_news(self._kept.worst) else MAX_BYTES
 
     def _patch_to(self, document: Document, previous: Document | None = None) -> _Patch:
         """Return the patch to this document: made once for the decision and the write."""
@@ -289,21 +293,6 @@ class StatusWriter:
             interval_s=_FAILURE_LOG_S,
         )
         return delay_s
-
-
-def _kept_free(before: WorstPod | None, after: WorstPod | None) -> int:
-    """Return the bytes that rows with the same worst pod as before leave for those with another.
-
-    People read of the worst pod first. So noise of the others must not take the bytes for it.
-    """
-    return MAX_BYTES if before == after else 0
-
-
-def _worst_of_facts(pods: Sequence[PodFacts]) -> WorstPod | None:
-    """Return the worst of these pods, as `worst_of` does from their rows."""
-    for pod in pods:
-        return WorstPod(pod.node, pod.name, str(pod.report.verdict.bottleneck))
-    return None
 
 
 def _clock() -> float:
