@@ -74,7 +74,6 @@ class _NodeFigures:
     skew: str = ""
     unknown: tuple[str, ...] = ()
     keeps_window: bool = True
-    observed: ObservedTime = field(default_factory=ObservedTime)
     counters: Mapping[str, int] = field(default_factory=dict)
     slowest_ns: int = 0
     node_stages: Mapping[NodeStage, PackedStages] = field(default_factory=dict)
@@ -90,6 +89,8 @@ class NodeSummaries:
     def __init__(self, accused_before: Collection[str] = ()) -> None:
         """Take in nothing yet. `accused_before`: causes in the status of an earlier operator."""
         self._nodes: dict[str, _NodeFigures] = {}
+        self._observed: dict[str, ObservedTime] = {}
+        """Of all nodes that run pods of the probe, also of those without figures in the window."""
         self._accused_before = accused_before
 
     def take(
@@ -124,7 +125,7 @@ class NodeSummaries:
         figures.in_full = {pod.pod_uid: pod for pod in pods}
         if keeps_window:
             stated_s = summary.unobserved_ns / 1e9
-            figures.observed.note(
+            self._observed.setdefault(node, ObservedTime()).note(
                 report.span, report.source, stated_s=stated_s, window_s=window_s, at=at
             )
         _take_node(figures, report.node)
@@ -141,6 +142,7 @@ class NodeSummaries:
     def clear(self) -> None:
         """Drop everything: another measurement begins."""
         self._nodes.clear()
+        self._observed.clear()
         self._accused_before = ()
 
     def forget(
@@ -152,10 +154,10 @@ class NodeSummaries:
         a node if one is lost.
         """
         kept_s = max(window_s, LATE_INTERVALS * interval_s)
+        # Elsewhere there is nothing to observe, until another pod comes.
+        for node in self._observed.keys() - {*current}:
+            del self._observed[node]
         for node, figures in list(self._nodes.items()):
-            if node not in current:
-                # There is nothing to observe, until another pod comes.
-                figures.observed = ObservedTime()
             if figures.at < at - kept_s:
                 del self._nodes[node]
 
@@ -236,8 +238,8 @@ class NodeSummaries:
 
     def unobserved(self, node: str, window_s: float) -> Unobserved:
         """Return the part of a node's window that was not observed."""
-        figures = self._nodes.get(node)
-        return figures.observed.unobserved(window_s) if figures else ALL_OBSERVED
+        observed = self._observed.get(node)
+        return observed.unobserved(window_s) if observed and node in self._nodes else ALL_OBSERVED
 
     def of_nodes(self, *, most: int) -> dict[str, NodeMeasurement]:
         """Return the measurements of the nodes as a whole: their counters, if there are any.

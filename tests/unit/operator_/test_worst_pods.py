@@ -606,13 +606,16 @@ async def test_a_gap_between_a_nodes_reports_is_unobserved_until_it_leaves_the_w
         assert "unobservedSeconds" not in cluster.status["summary"]
 
 
-async def test_a_restarted_agent_leaves_unobserved_time() -> None:
+@pytest.mark.parametrize(("late_s", "unobserved_s"), [(5, 15), (45, 50), (70, 50)])
+async def test_a_restarted_agent_leaves_unobserved_time(late_s: int, unobserved_s: int) -> None:
     cluster = Cluster(nodes=1)
     async with cluster.running():
         assert cluster.probe
-        for instance, late_s in (("first", 0), ("second", 5)):
+        for instance, away_s in (("first", 0), ("second", late_s)):
+            await asyncio.sleep(away_s)
             message = cluster.summarised("node-000")
-            message.begin.seconds += late_s
+            message.begin.seconds += away_s
+            message.end.seconds += away_s
             reported = cluster.decoded("node-000", message)
             source = ReportSource(instance, 1)
             cluster.probe.take_report(
@@ -627,7 +630,7 @@ async def test_a_restarted_agent_leaves_unobserved_time() -> None:
             )
             await asyncio.sleep(INTERVAL_S)
         assert cluster.status["nodes"][0]["message"] == (
-            "15s of the window were not observed: the agent was restarted"
+            f"{unobserved_s}s of the window were not observed: the agent was restarted"
         )
 
 
