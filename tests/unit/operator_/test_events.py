@@ -101,7 +101,7 @@ async def test_without_the_right_there_is_one_line_and_few_attempts(
         await asyncio.sleep(6)
 
     assert [line.levelno for line in caplog.records] == [logging.WARNING]
-    assert "cannot write Events, which needs create and patch" in caplog.text
+    assert "cannot write Events in namespace shop, which needs create and patch" in caplog.text
     assert server.requests <= 7, "one in ten minutes"
     server.failure = None
     await asyncio.sleep(kube_events._REFUSED_S)
@@ -131,6 +131,36 @@ async def test_one_namespace_that_ends_stops_no_other(caplog: pytest.LogCaptureF
 
     assert await events.create("other", {"metadata": {"name": "b"}}) is EventOutcome.WRITTEN
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["exceeded quota: events, used: count/events.events.k8s.io=1", "admission webhook denied it"],
+)
+async def test_a_refusal_in_one_namespace_stops_no_other(reason: str) -> None:
+    server = Server()
+    events = writer(server)
+    server.failure = ApiError(403, "Forbidden", f'events "a" is forbidden: {reason}')
+    assert await events.create("shop", {"metadata": {"name": "a"}}) is EventOutcome.REFUSED
+    server.failure = None
+
+    assert await events.create("other", {"metadata": {"name": "b"}}) is EventOutcome.WRITTEN
+    assert await events.create("shop", {"metadata": {"name": "c"}}) is EventOutcome.REFUSED
+    assert server.requests == 2, "the refused namespace is left alone for ten minutes"
+
+
+async def test_many_refused_namespaces_take_one_line_and_little_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server()
+    events = writer(server)
+    server.failure = FORBIDDEN
+    for number in range(2 * kube_events._MOST_REFUSED):
+        await events.create(f"team-{number}", {"metadata": {"name": "a"}})
+
+    assert len(caplog.records) == 1
+    assert len(events._refused_until) == kube_events._MOST_REFUSED
+    assert f"team-{2 * kube_events._MOST_REFUSED - 1}" in events._refused_until
 
 
 async def test_only_the_leader_writes_events() -> None:
