@@ -30,6 +30,7 @@ from latencyprobe_operator.leadership import Leadership
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import read_pod
 from latencyprobe_operator.observed_state import ReportedProbe
+from latencyprobe_operator.probes.measured_time import longest_gap_s
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.turns import NamespaceTurns
 
@@ -82,9 +83,7 @@ class Controller:
         self.metrics = metrics
         self._cluster = cluster
         remaining_s = leadership.remaining_s if leadership else lambda: math.inf
-        self._statuses = Statuses(cluster, remaining_s)
         self._expirations = Expirations(cluster, remaining_s)
-        self._events = Events(cluster, remaining_s)
         self._agents = agents
         self._namespaces = namespaces
         self._limits = limits
@@ -104,11 +103,26 @@ class Controller:
         self._connects = False
         """Agents are connected to: their states are complete."""
         self._probes: dict[str, Probe] = {}
-        self._building = NamespaceTurns()
         self._applicants: dict[str, Applicant] = {}
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._new_probe = partial(
+            Probe,
+            desired=self.desired,
+            metrics=metrics,
+            subscribe=self._watches.subscribe,
+            unsubscribe=self._watches.unsubscribe,
+            touch=self._touch,
+            agent=self._fleet.view,
+            want_in_full=self._fleet.want_in_full,
+            patch_status=Statuses(cluster, remaining_s).patch,
+            events=Events(cluster, remaining_s),
+            building=NamespaceTurns(),
+            min_interval_s=limits.min_interval_s,
+            directory=self._watches,
+            longest_gap_s=longest_gap_s(leadership.timing.duration_s if leadership else None),
+        )
 
     async def start(self) -> None:
         """Begin to look up agents, and connect to them once the probes are known."""
@@ -140,22 +154,9 @@ class Controller:
 
     def add(self, body: Mapping[str, Any]) -> Probe:
         """Begin to measure for a LatencyProbe."""
-        namespace = probe_key(body).namespace
-        probe = Probe(
+        probe = self._new_probe(
             body,
-            desired=self.desired,
-            metrics=self.metrics,
-            subscribe=self._watches.subscribe,
-            unsubscribe=self._watches.unsubscribe,
-            touch=self._touch,
-            agent=self._fleet.view,
-            want_in_full=self._fleet.want_in_full,
-            patch_status=self._statuses.patch,
-            events=self._events,
-            building=self._building,
-            min_interval_s=self._limits.min_interval_s,
-            node_figures=self._limits.allow_node_figures(namespace),
-            directory=self._watches,
+            node_figures=self._limits.allow_node_figures(probe_key(body).namespace),
             waits_for_agents=not self._connects,
         )
         self._probes[probe.key.uid] = probe

@@ -30,7 +30,7 @@ from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
-from latencyprobe_operator.probes.measured_time import begin_of
+from latencyprobe_operator.probes.measured_time import LONGEST_GAP_S, begin_of
 from latencyprobe_operator.probes.naming import Naming
 from latencyprobe_operator.probes.objectives import missed_in
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
@@ -69,13 +69,14 @@ class Probe:
         events: EventWriter | None = None,
         directory: PodDirectory = NO_PODS,
         waits_for_agents: bool = False,
+        longest_gap_s: float = LONGEST_GAP_S,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
         agent of a node. `node_figures`: it gets figures of whole nodes, and names of pods of
         other namespaces. `events`: without it there are no Events. `directory`: for names.
-        `waits_for_agents`: agents are not connected to before `expect_reports`.
+        `waits_for_agents`: until `expect_reports`. `longest_gap_s`: see `measured_time.begin_of`.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -90,7 +91,7 @@ class Probe:
         self._building = building or NamespaceTurns()
         self._current = CurrentSpec(
             self.key,
-            begin_of(previous, self._steady_clock()),
+            begin_of(previous, self._steady_clock(), most_s=longest_gap_s),
             min_interval_s=min_interval_s,
             node_figures=node_figures,
         )
@@ -282,8 +283,8 @@ class Probe:
         return self._idle_phase is not None or self._current.problem is not None
 
     def _is_due(self, now: float) -> bool:
-        due = self._schedule.figures_due(self._current.interval_s, idle=self._figures_stand)
-        return now >= due
+        interval_s = self._current.interval_s
+        return now >= self._schedule.figures_due(interval_s, idle=self._figures_stand)
 
     def _earlier_stands(self, now: float) -> bool:
         """Decide whether the status of an earlier operator stands: nodes are yet to report.

@@ -13,6 +13,7 @@ from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.leadership import Leadership
 from latencyprobe_operator.metrics import OperatorMetrics
 from tools.fakes.samples import Json
 
@@ -29,6 +30,7 @@ def controller_of(
     agents: Mapping[str, str] = AGENTS,
     limits: AdminLimits = NO_LIMITS,
     collector: GarbageCollector | None = None,
+    leadership: Leadership | None = None,
 ) -> Controller:
     """A controller that is yet to start."""
     return Controller(
@@ -39,6 +41,7 @@ def controller_of(
         namespaces=namespaces,
         limits=limits,
         collector=collector,
+        leadership=leadership,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -15,7 +16,9 @@ from latencyprobe.protocol.pending import pending_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.admission import AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
+from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.garbage import GarbageCollector
+from latencyprobe_operator.leadership import Leadership, LeaseTiming
 from latencyprobe_operator.probes.probe import Probe
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
@@ -286,6 +289,23 @@ async def test_a_status_names_a_peer_of_another_namespace_as_the_administrator_a
         reporting.cancel()
         await asyncio.wait([reporting])
     await agent.stop()
+
+
+async def test_a_leader_adds_no_more_than_a_failover_to_the_time_that_was_measured(
+    operator_tls: ClientTlsFiles,
+) -> None:
+    """The clock of the leader before was four minutes behind."""
+    ahead_s, timing = 240, LeaseTiming(duration_s=20)
+    begin = timestamp(time.time() - 60 - ahead_s)
+    status = {"startTime": begin, "measuredSeconds": 60, "phase": "Running"}
+    async with (
+        FakeApi().serve() as cluster,
+        controlling(cluster, operator_tls, leadership=Leadership("a", timing)) as controller,
+    ):
+        probe = controller.add({**probe_body(duration="5m"), "status": status})
+        left_s = probe._current.remaining_s(time.time())
+        assert left_s is not None
+        assert left_s == pytest.approx(300 - 60 - (60 + 20), abs=5)
 
 
 class NotingCollector(GarbageCollector):

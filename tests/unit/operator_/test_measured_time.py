@@ -8,7 +8,13 @@ import pytest
 
 from latencyprobe_operator.agents.generations import LEASE_S
 from latencyprobe_operator.api.timestamps import epoch_s
-from latencyprobe_operator.probes.measured_time import LONGEST_GAP_S, begin_of
+from latencyprobe_operator.probes.measured_time import (
+    _STATUS_AGE_S,
+    LONGEST_GAP_S,
+    begin_of,
+    longest_gap_s,
+)
+from latencyprobe_operator.probes.writer import _STALE_S
 
 BEGIN = "2026-01-01T00:00:00Z"
 
@@ -52,3 +58,23 @@ def test_nothing_has_begun_without_a_begin() -> None:
 
 def test_the_longest_gap_is_the_lease_of_the_agents() -> None:
     assert LONGEST_GAP_S == LEASE_S
+
+
+@pytest.mark.parametrize("ahead_s", [0, 240, 86_400])
+def test_a_failover_takes_a_status_and_a_lease_from_a_probe_at_most_by_any_clock(
+    ahead_s: int,
+) -> None:
+    duration_s, failover_s, lease_s = 300, 15, 15
+    now = epoch_s(BEGIN) + 60 + failover_s + ahead_s
+    begin = begin_of(status(measuredSeconds=60), now, most_s=longest_gap_s(lease_s))
+
+    assert begin
+    left_s = epoch_s(begin) + duration_s - now
+    assert duration_s - 60 - failover_s >= left_s >= duration_s - 60 - (_STALE_S + lease_s)
+
+
+def test_the_longest_gap_is_that_of_a_failover_if_there_is_an_election() -> None:
+    assert _STATUS_AGE_S == _STALE_S
+    assert longest_gap_s(15) == 75
+    assert longest_gap_s(3600) == LONGEST_GAP_S
+    assert longest_gap_s(None) == LONGEST_GAP_S
