@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+import sys
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from latencyprobe_operator.model import STATIC_POD_NAMESPACES
@@ -48,12 +48,38 @@ class Applicant:
     uid: str
 
 
-def surplus_probes(applicants: Iterable[Applicant], limits: AdminLimits) -> frozenset[str]:
-    """Return the UIDs of the probes above the limit: the youngest of each namespace."""
-    most = limits.max_probes_per_namespace
-    if most is None:
-        return frozenset()
-    by_namespace: dict[str, list[Applicant]] = defaultdict(list)
-    for applicant in applicants:
-        by_namespace[applicant.namespace].append(applicant)
-    return frozenset(each.uid for own in by_namespace.values() for each in sorted(own)[most:])
+class Admissions:
+    """The applicants of each namespace, and the limit on those that are served: the oldest ones.
+
+    A change names at most one other applicant. So a namespace far above the limit costs no more
+    than one at the limit.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        """Know no applicant yet. `most`: of each namespace; None means no limit."""
+        self._most = sys.maxsize if most is None else most
+        self._applicants: dict[str, Applicant] = {}
+        # In the order in which they are served.
+        self._by_namespace: dict[str, list[Applicant]] = {}
+
+    def join(self, applicant: Applicant) -> str | None:
+        """Take in an applicant, perhaps again; return the UID that is refused from now on."""
+        own = self._by_namespace.setdefault(applicant.namespace, [])
+        place = bisect_left(own, applicant)
+        if applicant.uid not in self._applicants:
+            self._applicants[applicant.uid] = applicant
+            own.insert(place, applicant)
+            place = max(place, self._most)
+        return own[place].uid if self._most <= place < len(own) else None
+
+    def leave(self, uid: str) -> str | None:
+        """Forget an applicant, if it is known; return the UID that is served from now on."""
+        applicant = self._applicants.pop(uid, None)
+        if applicant is None:
+            return None
+        own = self._by_namespace[applicant.namespace]
+        place = bisect_left(own, applicant)
+        del own[place]
+        if not own:
+            del self._by_namespace[applicant.namespace]
+        return own[self._most - 1].uid if place < self._most <= len(own) else None

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from latencyprobe.process.backoff import Backoff
-from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Applicant, surplus_probes
+from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Admissions, Applicant
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.disconnected_nodes import DisconnectedNodes
 from latencyprobe_operator.agents.fleet import Fleet
@@ -103,7 +103,7 @@ class Controller:
         self._connects = False
         """Agents are connected to: their states are complete."""
         self._probes: dict[str, Probe] = {}
-        self._applicants: dict[str, Applicant] = {}
+        self._admissions = Admissions(limits.max_probes_per_namespace)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -161,8 +161,7 @@ class Controller:
         )
         self._probes[probe.key.uid] = probe
         created = body["metadata"].get("creationTimestamp", "")
-        self._applicants[probe.key.uid] = Applicant(probe.key.namespace, created, probe.key.uid)
-        self._admit(probe.key.namespace)
+        self._refuse(self._admissions.join(Applicant(probe.key.namespace, created, probe.key.uid)))
         log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
         return probe
 
@@ -178,18 +177,18 @@ class Controller:
 
     def vanish(self, body: Mapping[str, Any]) -> None:
         """Stop measuring for a LatencyProbe that is gone, perhaps without its finalizer's end."""
-        self._expirations.forget(probe_key(body).uid)
-        if probe := self._probes.get(probe_key(body).uid):
+        uid = probe_key(body).uid
+        self._expirations.forget(uid)
+        if probe := self._probes.get(uid):
             probe.leave()
-            self._applicants.pop(probe.key.uid, None)
-            self._admit(probe.key.namespace)
+        self._admit(self._admissions.leave(uid))
 
     async def remove(self, probe: Probe) -> None:
         """Stop measuring for a LatencyProbe, and wait until the connected agents have detached."""
         nodes = {placed.pod.node for placed in self.desired.pods_of(probe.key.uid).values()}
         probe.leave()
-        self._forget(probe)
-        self._admit(probe.key.namespace)
+        self._probes.pop(probe.key.uid, None)
+        self._admit(self._admissions.leave(probe.key.uid))
         await self._flush_all()
         if await self._fleet.settle(nodes, timeout_s=_DETACH_S):
             log.info("%s: detached", probe.key)
@@ -199,23 +198,22 @@ class Controller:
     def abandon(self, probe: Probe) -> None:
         """Stop serving a LatencyProbe without detaching: the operator ends, or starts it again."""
         probe.pause()
-        self._forget(probe)
-
-    def _forget(self, probe: Probe) -> None:
+        # It keeps its place among the probes of its namespace.
         self._probes.pop(probe.key.uid, None)
-        self._applicants.pop(probe.key.uid, None)
 
-    def _admit(self, namespace: str) -> None:
-        """Serve as many probes of this namespace as the administrator allows."""
-        own = [each for each in self._applicants.values() if each.namespace == namespace]
-        surplus = surplus_probes(own, self._limits)
-        message = (
-            f"namespace {namespace} has {len(own)} LatencyProbes; the administrator allows "
-            f"{self._limits.max_probes_per_namespace}, the oldest ones"
-        )
-        for applicant in own:
-            probe = self._probes[applicant.uid]
-            probe.refuse(message if applicant.uid in surplus else None)
+    def _admit(self, uid: str | None) -> None:
+        """Serve a probe that was above the administrator's limit."""
+        if probe := self._probes.get(uid or ""):
+            probe.refuse(None)
+
+    def _refuse(self, uid: str | None) -> None:
+        """Serve a probe no more: older ones are as many as the administrator allows."""
+        if probe := self._probes.get(uid or ""):
+            # Without the number of the probes: each that comes or goes would be news of all others.
+            probe.refuse(
+                f"namespace {probe.key.namespace} has more LatencyProbes than the administrator "
+                f"allows: {self._limits.max_probes_per_namespace}, the oldest ones"
+            )
 
     def _touch(self, nodes: set[str]) -> None:
         """Send the desired states of these nodes to their agents, together with other changes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latencyprobe_operator.admission import AdminLimits, Applicant, surplus_probes
+from latencyprobe_operator.admission import Admissions, Applicant
 
 applicants = st.lists(
     st.builds(Applicant, st.sampled_from("ab"), st.sampled_from("123"), st.uuids().map(str)),
@@ -14,31 +14,69 @@ applicants = st.lists(
 )
 
 
-@given(applicants, st.integers(1, 5))
+class Served:
+    """The probes that are served, as far as the changes name them."""
+
+    def __init__(self, most: int | None) -> None:
+        self.admissions = Admissions(most)
+        self.present: dict[str, Applicant] = {}
+        self.refused: set[str] = set()
+
+    def join(self, applicant: Applicant) -> None:
+        self.present[applicant.uid] = applicant
+        if refused := self.admissions.join(applicant):
+            self.refused.add(refused)
+
+    def leave(self, uid: str) -> None:
+        self.present.pop(uid, None)
+        self.refused.discard(uid)
+        if served := self.admissions.leave(uid):
+            self.refused.remove(served)
+
+    def expected(self, most: int) -> set[str]:
+        """The UIDs above the limit, from all applicants at once."""
+        by_namespace = [
+            sorted(each for each in self.present.values() if each.namespace == namespace)
+            for namespace in "ab"
+        ]
+        return {each.uid for own in by_namespace for each in own[most:]}
+
+
+@given(applicants, st.integers(1, 5), st.lists(st.integers(0, 11), max_size=24))
 def test_the_oldest_probes_of_each_namespace_are_served(
+    given_applicants: list[Applicant], most: int, changes: list[int]
+) -> None:
+    served = Served(most)
+    for applicant in given_applicants:
+        served.join(applicant)
+        assert served.refused == served.expected(most)
+    for number in changes:
+        for applicant in given_applicants[number : number + 1]:
+            if applicant.uid in served.present:
+                served.leave(applicant.uid)
+            else:
+                served.join(applicant)
+            assert served.refused == served.expected(most)
+
+
+@given(applicants, st.integers(1, 5))
+def test_a_probe_that_comes_again_has_its_place(
     given_applicants: list[Applicant], most: int
 ) -> None:
-    surplus = surplus_probes(given_applicants, AdminLimits(0, most))
-    for namespace in "ab":
-        own = [each for each in given_applicants if each.namespace == namespace]
-        served = [each for each in own if each.uid not in surplus]
-        assert len(served) == min(len(own), most)
-        refused = [each for each in own if each.uid in surplus]
-        assert all(one.created <= other.created for one in served for other in refused)
-
-
-@given(applicants, applicants, st.integers(1, 5))
-def test_another_namespace_takes_no_place(
-    ours: list[Applicant], others: list[Applicant], most: int
-) -> None:
-    own = [each for each in ours if each.namespace == "a"]
-    foreign = [each for each in others if each.namespace == "b"]
-    limits = AdminLimits(0, most)
-    own_uids = {each.uid for each in own}
-    foreign = [each for each in foreign if each.uid not in own_uids]
-    assert surplus_probes([*own, *foreign], limits) & own_uids == surplus_probes(own, limits)
+    served = Served(most)
+    for applicant in given_applicants:
+        served.join(applicant)
+    for applicant in given_applicants:
+        refused = served.admissions.join(applicant)
+        assert refused == (applicant.uid if applicant.uid in served.refused else None)
+    for applicant in given_applicants:
+        served.leave(applicant.uid)
+    assert not served.admissions._by_namespace
 
 
 @given(applicants)
 def test_without_a_limit_all_are_served(given_applicants: list[Applicant]) -> None:
-    assert not surplus_probes(given_applicants, AdminLimits())
+    served = Served(None)
+    for applicant in given_applicants:
+        served.join(applicant)
+    assert not served.refused

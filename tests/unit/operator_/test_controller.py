@@ -130,10 +130,54 @@ async def test_the_oldest_probes_of_a_namespace_are_served_up_to_the_limit(
             what=lambda: reasons(api),
         )
         assert ready(api, "young")["message"] == (
-            "namespace shop has 3 LatencyProbes; the administrator allows 2, the oldest ones"
+            "namespace shop has more LatencyProbes than the administrator allows: 2, "
+            "the oldest ones"
         )
         await controller.remove(controller._probes["uid-older"])
         await until(lambda: reasons(api)["young"] == served, what=lambda: reasons(api))
+
+
+async def test_a_probe_above_the_limit_is_no_news_of_the_others_above_it(
+    operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poked: list[str] = []
+
+    def poke(probe: Probe) -> None:
+        poked.append(probe.key.name)
+
+    monkeypatch.setattr(Probe, "poke", poke)
+    async with (
+        FakeApi().serve() as cluster,
+        controlling(cluster, operator_tls, limits=AdminLimits(0, 1)) as controller,
+    ):
+        first, *others = [controller.add(probe_in("shop", f"p-{n:03}")) for n in range(300)]
+        poked.clear()
+        controller.add(probe_in("shop", "p-300"))
+        assert set(poked) == {"p-300"}
+        poked.clear()
+        await controller.remove(others[-1])
+        assert poked == []
+        await controller.remove(first)
+        assert set(poked) == {"p-001"}
+
+
+async def test_a_probe_that_starts_again_keeps_its_place(operator_tls: ClientTlsFiles) -> None:
+    async with (
+        FakeApi().serve() as cluster,
+        controlling(cluster, operator_tls, limits=AdminLimits(0, 1)) as controller,
+    ):
+
+        def refused() -> list[Probe]:
+            return [each for each in controller._probes.values() if each._current.problem]
+
+        first, second = [controller.add(probe_in("shop", name)) for name in ("a", "b")]
+        controller.abandon(first)
+        assert refused() == [second]
+        again = controller.add(probe_in("shop", "a"))
+        assert refused() == [second]
+        controller.abandon(again)
+        controller.vanish(probe_in("shop", "a"))
+        assert refused() == []
 
 
 async def test_a_probe_with_a_shorter_interval_than_allowed_is_not_served(
