@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latencyprobe.domain.coverage import CoverageState, StageCoverage
-from latencyprobe.domain.stages import DEFAULT_MODULES, Module, stages_of
+from latencyprobe.domain.stages import DEFAULT_MODULES, Module, counters_of, stages_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import targets_of
@@ -73,7 +73,38 @@ def test_gaps_of_a_node_are_known_by_name() -> None:
     )
 
     assert not_covered(agent) == {"acceptQueueOverflows"}
-    assert node_facts("n", agent, "uid", TARGETS, [Module.TCP]).state is NodeState.READY
+    assert node_facts("n", agent, "uid", TARGETS, [Module.SCHED]).state is NodeState.READY
+
+
+@pytest.mark.parametrize("state", [CoverageState.PARTIAL, CoverageState.UNAVAILABLE])
+@pytest.mark.parametrize("name", ["pending", "drops"])
+def test_a_counter_with_a_gap_has_a_row_where_its_module_is_asked_for(
+    name: str, state: CoverageState
+) -> None:
+    gap = StageCoverage(name, state, reason="iter/task_file: requires BTF")
+    coverage = {
+        stage.name: StageCoverage(stage.name, CoverageState.ACTIVE) for stage in stages_of(Module)
+    }
+    agent = AgentView(NodeState.READY, coverage=coverage | {name: gap}, applied={"uid": TARGETS})
+
+    asked, other = (
+        node_facts("n", agent, "uid", TARGETS, [module]) for module in (Module.TCP, Module.SCHED)
+    )
+    assert (asked.state, asked.gaps) == (NodeState.PARTIAL, (gap,))
+    assert (other.state, other.gaps) == (NodeState.READY, ())
+
+
+def test_a_stage_stands_for_the_counters_that_are_missing_for_its_reason() -> None:
+    reason = "module tcp is stopped: the eBPF programs would exceed their budget"
+    names = (*(stage.name for stage in stages_of([Module.TCP])), *counters_of([Module.TCP]))
+    coverage = {
+        name: StageCoverage(name, CoverageState.UNAVAILABLE, reason=reason) for name in names
+    }
+    agent = AgentView(NodeState.READY, coverage=coverage, applied={"uid": TARGETS})
+
+    gaps = node_facts("n", agent, "uid", TARGETS, [Module.TCP]).gaps
+
+    assert [gap.name for gap in gaps] == [*(s.name for s in stages_of([Module.TCP])), "pending"]
 
 
 def test_a_stage_that_is_not_measured_makes_the_node_partial() -> None:
