@@ -38,6 +38,8 @@ class ReportIntake:
         self._node_figures = node_figures
         # Of older agents: the parts of reports that are not complete, by node.
         self._parts: dict[str, ReportedProbe] = {}
+        # Of older agents: the times of the newest reports that were taken, by node and in order.
+        self._judged: dict[str, float] = {}
         self.summaries = NodeSummaries(causes_in(previous))
         self.report_times = ReportTimes()
         self.reported = False
@@ -67,8 +69,9 @@ class ReportIntake:
         """Take in the report of a node; pods of other nodes among these are left out.
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
-        Returns False for a part that is not the last, and if it brings pods in full alone. `wall`
-        is since the epoch.
+        Returns False for a part that is not the last, and if it brings pods in full alone. Also for
+        a report of an older agent too soon after another one: it is left out. `wall` is since the
+        epoch.
         """
         self.arrived.set()
         report = self._allowed(report, placed)
@@ -80,7 +83,7 @@ class ReportIntake:
             report = _of_node(report, node, placed, spec.max_pods)
         else:
             report = self._joined(node, report)
-            if not report.is_complete:
+            if not report.is_complete or not self._is_due(node, spec, at):
                 return False
             report = self._summarised(report, node, placed, spec)
         if report.summary is not None:
@@ -95,6 +98,19 @@ class ReportIntake:
         self.reported = True
         self._last_report = wall
         self.report_times.note(node, at=at, wall=wall)
+        return True
+
+    def _is_due(self, node: str, spec: ProbeSpec, at: float) -> bool:
+        """Decide whether half an interval has passed since a report of an older agent; note this.
+
+        To judge all pods of a node is one step of the event loop.
+        """
+        judged, since = self._judged, at - spec.interval_s / 2
+        while judged and judged[next(iter(judged))] <= since:
+            del judged[next(iter(judged))]
+        if node in judged:
+            return False
+        judged[node] = at
         return True
 
     def _joined(self, node: str, report: ReportedProbe) -> ReportedProbe:
@@ -165,6 +181,7 @@ class ReportIntake:
         """Begin another measurement."""
         self.summaries.clear()
         self._parts.clear()
+        self._judged.clear()
         self.reported = False
 
 

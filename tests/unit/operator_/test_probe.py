@@ -21,7 +21,8 @@ from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.events import EventOutcome
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange
-from latencyprobe_operator.observed_state import AgentView
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
@@ -312,6 +313,32 @@ async def test_a_part_of_a_report_adds_figures_and_counts_as_a_report_with_the_l
 
         counts = {each["name"]: each["stages"][0]["count"] for each in world.status["pods"]}
         assert sorted(counts.values()) == [200, 300]
+
+
+async def test_reports_of_an_older_agent_are_judged_once_in_half_an_interval(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+
+    def count(given: ReportedProbe, *rest: Any, **options: Any) -> ReportedProbe:
+        judged.append(clock())
+        return summarised(given, *rest, **options)
+
+    monkeypatch.setattr("latencyprobe_operator.probes.intake.summarised", count)
+    async with running(world, probe_body(interval="10s")) as probe:
+        world.show(pod("a"), pod("b", node="node-b"))
+        begin = clock()
+        for _ in range(11):
+            take_deltas(probe, "node-a", report({target_id("a"): measurement(1000)}))
+            await asyncio.sleep(0.5)
+        assert judged == pytest.approx([begin, begin + 5], abs=0.1)
+        take_deltas(probe, "node-b", report({target_id("b"): measurement(1000)}))
+        assert len(judged) == 3, "another node's"
+        for _ in range(5):
+            await asyncio.sleep(10)
+            take_deltas(probe, "node-a", report({target_id("a"): measurement(1000)}))
+        assert len(judged) == 8, "an agent in order"
+        assert set(probe._intake._judged) == {"node-a"}
 
 
 async def test_parts_without_an_end_take_no_more_memory_than_the_targets_and_a_few_stages(
