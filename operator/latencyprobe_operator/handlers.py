@@ -30,6 +30,8 @@ _PREFIX = "kopf.latencyprobe.io"
 _TOKEN_S = 300
 # Deletion waits in Controller.remove for up to 3 s; kopf is to notice its end at once.
 _EXIT_S = 5.0
+# A status has 240 KiB, and takes some ten times that once it is decoded.
+_PAGE = 20
 
 
 class EndlessBackoffs:
@@ -137,6 +139,7 @@ def _configure(settings: kopf.OperatorSettings, *, scan: bool) -> None:
     settings.persistence.finalizer = FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=_PREFIX)
     settings.persistence.diffbase_storage = _DiffBase(prefix=_PREFIX)
+    settings.watching.chunk_size = _PAGE
     settings.watching.server_timeout = 290
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 0.5

@@ -19,6 +19,9 @@ _IPV4_BYTES = 4
 _ADDRESS_BYTES = (_IPV4_BYTES, 16)
 # The API server takes as many as fit into 1.5 MB; all pods' labels stay in memory.
 MAX_LABELS = 128
+# Labels, and the names and IDs of containers, that are kept of a pod: those of some 80 containers.
+# The API's own limits come to 70 KB of labels, and to megabytes of containers.
+MAX_TEXTS_BYTES = 16 << 10
 # Annotations of a static pod, pkg/kubelet/types/pod_update.go.
 _MIRROR = "kubernetes.io/config.mirror"
 _CONFIG_HASH = "kubernetes.io/config.hash"
@@ -160,7 +163,7 @@ def read_pod(
     body: Mapping[str, Any],
     believe_static: Callable[[str], bool] = STATIC_POD_NAMESPACES.__contains__,
 ) -> Pod:
-    """Read a pod of the API; raises ValueError if it has too many labels.
+    """Read a pod of the API; raises ValueError if it has too many labels or containers.
 
     `believe_static`: decides if the annotations of a pod of this namespace are a kubelet's. Anyone
     who creates a pod may give it these, with the UID of any other pod of its node.
@@ -169,6 +172,13 @@ def read_pod(
     labels = metadata.get("labels") or {}
     if len(labels) > MAX_LABELS:
         raise ValueError(f"{len(labels)} labels; at most {MAX_LABELS} are kept of a pod")
+    running, declared = _running_containers(spec, status), _declared_containers(spec)
+    size = sum(map(len, labels)) + sum(map(len, labels.values())) + len(running) + len(declared)
+    if size > MAX_TEXTS_BYTES:
+        raise ValueError(
+            f"{size} bytes of labels and of names of containers; at most {MAX_TEXTS_BYTES} are "
+            "kept of a pod"
+        )
     annotations = metadata.get("annotations") or {}
     static_uid = _static_uid(annotations) if believe_static(metadata["namespace"]) else None
     return Pod(
@@ -177,9 +187,9 @@ def read_pod(
         node=sys.intern(spec.get("nodeName") or ""),
         phase=sys.intern(status.get("phase") or ""),
         labels=_shared_labels(tuple(labels.items())),
-        running=_running_containers(spec, status),
+        running=running,
         cgroup_uid=static_uid or metadata["uid"],
-        declared=_declared_containers(spec),
+        declared=sys.intern(declared),
         host_network=bool(spec.get("hostNetwork")),
         namespace=sys.intern(metadata["namespace"]),
         addresses=_own_addresses(spec, status),
@@ -262,7 +272,7 @@ def _sidecars(spec: Mapping[str, Any]) -> list[str]:
 
 def _declared_containers(spec: Mapping[str, Any]) -> str:
     names = [container["name"] for container in spec.get("containers") or ()]
-    return sys.intern("\n".join(sorted((*names, *_sidecars(spec)))))
+    return "\n".join(sorted((*names, *_sidecars(spec))))
 
 
 def _running_containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:

@@ -161,7 +161,22 @@ class FakeApi:
         namespace = request.match_info.get("namespace")
         of_all = namespace is None
         items = [p for p in self.probes if of_all or p["metadata"]["namespace"] == namespace]
-        return web.json_response({"metadata": {"resourceVersion": "7"}, "items": items})
+        if (
+            "limit" not in request.query
+            or "PartialObjectMetadataList" not in request.headers["Accept"]
+        ):
+            return _status(400, "a list of whole LatencyProbes may be of any size")
+        start = int(request.query.get("continue", 0))
+        end = start + int(request.query["limit"])
+        return web.json_response(
+            {
+                "metadata": {
+                    "resourceVersion": "7",
+                    "continue": str(end) if end < len(items) else "",
+                },
+                "items": [{"metadata": each["metadata"]} for each in items[start:end]],
+            }
+        )
 
     async def _patch_probe(self, request: web.Request) -> web.Response:
         if self.conflicts:

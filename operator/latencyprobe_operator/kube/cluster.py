@@ -28,6 +28,9 @@ from latencyprobe_operator.kube.listing import ListReader
 
 GROUP, VERSION, PLURAL = "latencyprobe.io", "v1alpha1", "latencyprobes"
 _PAGE = 500
+# Of LatencyProbes only the metadata is listed: with its annotations 256 KiB at most, else 1 KiB.
+_PROBES_PAGE = 50
+_METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 # Decoding this many pods takes some milliseconds; then others have their turn.
 _SLICE = 50
 # `sock_connect`, for `connect` also limits the time that a request waits for a free connection.
@@ -137,10 +140,20 @@ class Cluster:
     # ----------------------------------------------------------------- requests
 
     async def list_probes(self, namespace: str | None) -> list[Json]:
-        """List the LatencyProbes of one namespace, or of all."""
+        """List the LatencyProbes of one namespace, or of all: their metadata alone."""
         where = f"/namespaces/{namespace}" if namespace else ""
-        answer = await self._get(f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}", {})
-        return cast(list[Json], answer["items"])
+        path = f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}"
+        query, probes = {"limit": str(_PROBES_PAGE)}, list[Json]()
+        while True:
+            response = await self._request(
+                "GET", path, query, timeout=_REQUEST, accept=_METADATA_ALONE
+            )
+            async with response:
+                page = await _read(response)
+            probes += [{"metadata": body["metadata"]} for body in page["items"]]
+            if not (more := page["metadata"].get("continue")):
+                return probes
+            query["continue"] = more
 
     async def read_probe(self, namespace: str, name: str) -> Json:
         """Read a LatencyProbe."""
@@ -274,9 +287,10 @@ class Cluster:
         body: Json | None = None,
         content_type: str = "application/merge-patch+json",
         client: ApiClient | None = None,
+        accept: str = "application/json",
     ) -> aiohttp.ClientResponse:
         client = client or self._requests
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
         _, url, headers, _, _ = await client.param_serialize(

@@ -21,6 +21,7 @@ from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.handlers import _configure, build_registry
 from latencyprobe_operator.kube.cluster import GROUP, PLURAL, VERSION, Cluster
+from latencyprobe_operator.probes.document import MAX_BYTES
 from latencyprobe_operator.release import FINALIZER
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tests.unit.operator_.waiting import until
@@ -195,6 +196,14 @@ async def test_an_event_between_a_failure_and_the_next_begin_brings_the_status()
         await until(lambda: len(controller.added) == 2, what=lambda: controller.added)
 
     assert controller.added[1] == ("2", "2026-01-01T00:00:00Z", 20)
+
+
+def test_kopf_lists_few_statuses_at_a_time() -> None:
+    settings = kopf.OperatorSettings()
+    _configure(settings, scan=True)
+
+    assert settings.watching.chunk_size
+    assert settings.watching.chunk_size * MAX_BYTES <= 5 << 20
 
 
 async def test_kopf_copies_no_status() -> None:

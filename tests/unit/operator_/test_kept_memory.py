@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
@@ -12,13 +15,14 @@ from latencyprobe.domain.stages import DEFAULT_MODULES, stages_of
 from latencyprobe.domain.summary import PodScore, ProbeSummary
 from latencyprobe.protocol.summaries import summary_from_proto, summary_to_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
+from latencyprobe_operator import model
 from latencyprobe_operator.agents.agent_facts import AgentFacts
 from latencyprobe_operator.agents.messages import targets_by_probe
 from latencyprobe_operator.agents.misreports import Misreports
 from latencyprobe_operator.agents.sent_states import SentStates
 from latencyprobe_operator.desired_state import DesiredStates
 from latencyprobe_operator.metrics import OperatorMetrics
-from latencyprobe_operator.model import read_pod
+from latencyprobe_operator.model import MAX_TEXTS_BYTES, read_pod
 from latencyprobe_operator.observed_state import ReportedProbe, Span
 from latencyprobe_operator.probes.summaries import NodeSummaries
 from tools.fakes.samples import pod_body, probe_spec
@@ -65,6 +69,42 @@ def test_an_attached_pod_takes_little_more_than_its_object_and_its_target() -> N
         tracemalloc.stop()
 
     assert (after - before) / PODS < MOST_BYTES_OF_A_POD
+
+
+def pod_of(*, labels: int = 0, value: str = "", containers: int = 1) -> dict[str, Any]:
+    """Return a pod with so many labels and containers, which have names of their own."""
+    body = pod_body(
+        "a",
+        labels={f"{'k' * 240}.org/{number:060}": value for number in range(labels)},
+        containers=tuple(f"{number:063}" for number in range(containers)),
+    )
+    for number, each in enumerate(body["status"]["containerStatuses"]):
+        each["containerID"] = f"containerd://{number:064x}"
+    return body
+
+
+@pytest.mark.parametrize("body", [pod_of(labels=128, value="v" * 63), pod_of(containers=2000)])
+def test_a_pod_with_more_text_than_is_kept_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"at most {MAX_TEXTS_BYTES} are kept"):
+        read_pod(body)
+
+
+@pytest.mark.parametrize(
+    "body", [pod_of(labels=40, value="v" * 63), pod_of(containers=75)], ids=["labels", "containers"]
+)
+def test_the_largest_pod_takes_little_more_than_its_text(body: dict[str, Any]) -> None:
+    model._shared_labels.cache_clear()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        pod = read_pod(body)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert pod.uid
+    assert after - before < 2 * MAX_TEXTS_BYTES
 
 
 def test_a_nodes_summary_takes_little_more_than_the_counts_of_its_buckets() -> None:

@@ -39,6 +39,13 @@ async def test_only_our_finalizer_is_taken_off() -> None:
     assert api.probes == [probe("checkout", OTHERS), probe("cart", OTHERS), probe("x")]
 
 
+async def test_probes_of_several_pages_are_released() -> None:
+    api = FakeApi(probes=[probe(f"checkout-{number}", FINALIZER) for number in range(120)])
+
+    async with api.serve() as cluster:
+        assert await release_probes(cluster) == 120
+
+
 async def test_only_the_namespaces_that_were_named_are_read() -> None:
     api = FakeApi(probes=[probe("a", FINALIZER), probe("b", FINALIZER, namespace="other")])
 
