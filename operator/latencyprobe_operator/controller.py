@@ -33,6 +33,7 @@ from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.measured_time import longest_gap_s
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.turns import NamespaceTurns
+from latencyprobe_operator.spec_pace import PacedSpecs
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Controller:
         self._connects = False
         """Agents are connected to: their states are complete."""
         self._probes: dict[str, Probe] = {}
+        self._specs = PacedSpecs(self._take)
         self._admissions = Admissions(limits.max_probes_per_namespace)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
@@ -144,6 +146,7 @@ class Controller:
             self._flush.cancel()
         for task in self._tasks:
             task.cancel()
+        self._specs.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._expirations.close()
         await self._agents.close()
@@ -160,6 +163,7 @@ class Controller:
             waits_for_agents=not self._connects,
         )
         self._probes[probe.key.uid] = probe
+        self._specs.begin(body)
         created = body["metadata"].get("creationTimestamp", "")
         self._refuse(self._admissions.join(Applicant(probe.key.namespace, created, probe.key.uid)))
         log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
@@ -168,6 +172,10 @@ class Controller:
     def update(self, body: Mapping[str, Any]) -> None:
         """Take in a LatencyProbe that may have changed."""
         self._expirations.follow(body)
+        if self.serves(body):
+            self._specs.offer(body)
+
+    def _take(self, body: Mapping[str, Any]) -> None:
         if probe := self._probes.get(probe_key(body).uid):
             probe.update(body)
 
@@ -179,6 +187,7 @@ class Controller:
         """Stop measuring for a LatencyProbe that is gone, perhaps without its finalizer's end."""
         uid = probe_key(body).uid
         self._expirations.forget(uid)
+        self._specs.forget(uid)
         if probe := self._probes.get(uid):
             probe.leave()
         self._admit(self._admissions.leave(uid))
@@ -187,6 +196,7 @@ class Controller:
         """Stop measuring for a LatencyProbe, and wait until the connected agents have detached."""
         nodes = {placed.pod.node for placed in self.desired.pods_of(probe.key.uid).values()}
         probe.leave()
+        self._specs.forget(probe.key.uid)
         self._probes.pop(probe.key.uid, None)
         self._admit(self._admissions.leave(probe.key.uid))
         await self._flush_all()

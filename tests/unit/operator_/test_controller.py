@@ -20,6 +20,7 @@ from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.leadership import Leadership, LeaseTiming
 from latencyprobe_operator.probes.probe import Probe
+from latencyprobe_operator.spec_pace import BURST
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controlling, running
 from tests.unit.operator_.waiting import until
 from tools.fakes.agent import FakeAgent, measurement
@@ -350,6 +351,37 @@ async def test_a_leader_adds_no_more_than_a_failover_to_the_time_that_was_measur
         left_s = probe._current.remaining_s(time.time())
         assert left_s is not None
         assert left_s == pytest.approx(300 - 60 - (60 + 20), abs=5)
+
+
+async def test_a_filter_that_changes_all_the_time_costs_agents_few_states(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_operator.spec_pace.PACE_S", 1000.0)
+    api, agent = FakeApi(), FakeAgent(agent_tls)
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    api.probes = [probe_body()]
+
+    def ports() -> list[int]:
+        return list(agent.applied[-1].probes[0].filter.ports)
+
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, agents={"node-a": agent.address}) as controller,
+        running(controller, api.probes),
+    ):
+        await until(lambda: reasons(api) == {"checkout": "Measuring"}, what=lambda: api.statuses)
+        before = len(agent.applied)
+        for number in range(100):
+            controller.update(probe_body(generation=2 + number, filter={"ports": [number + 1]}))
+            controller._flush_some()
+            await controller._fleet.settle(["node-a"], timeout_s=5)
+        assert len(agent.applied) - before == BURST
+        assert ports() == [BURST]
+        (pace,) = controller._specs._paces.values()
+        controller._specs._pass_on_held(pace)
+        await until(lambda: ports() == [100], what=lambda: agent.applied[-1])
+    await agent.stop()
 
 
 class NotingCollector(GarbageCollector):
