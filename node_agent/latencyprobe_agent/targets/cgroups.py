@@ -23,6 +23,9 @@ from latencyprobe_agent.targets.processes import Processes, refusal_message
 
 # Polls between two walks of a whole subtree; in between a directory's link count shows changes.
 _POLLS_PER_WALK = 5
+# Of one pod or container: its own, those of a pod's containers, and some of those inside them. The
+# kernel looks up the cgroups above one that is not listed. A tenant may make any number.
+MAX_CGROUPS_OF_POD = 64
 
 
 def cgroup_version(mounts: tuple[Mount, ...]) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 
 from latencyprobe_agent.desired import ContainerSelector
 from latencyprobe_agent.targets.cgroups import (
+    MAX_CGROUPS_OF_POD,
     Hierarchy,
     SubtreeTracker,
     is_directory,
@@ -216,5 +217,7 @@ class ContainerTracker:
                 return pending(
                     f"the container's cgroup does not exist yet ({self._finder.describe()})"
                 )
-            self._subtree = SubtreeTracker(self._hierarchy, self._processes, directory)
+            self._subtree = SubtreeTracker(
+                self._hierarchy, self._processes, directory, most_cgroups=MAX_CGROUPS_OF_POD
+            )
         return self._subtree.poll()

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_agent.desired import PodSelector
-from latencyprobe_agent.targets.cgroups import Hierarchy, SubtreeTracker
+from latencyprobe_agent.targets.cgroups import MAX_CGROUPS_OF_POD, Hierarchy, SubtreeTracker
 from latencyprobe_agent.targets.containers import ContainerFinder
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
-
-# Of one pod: its own, those of its containers, and some of those inside them. The kernel looks up
-# the cgroups above one that is not listed. A tenant may make any number.
-MAX_CGROUPS_OF_POD = 64
 
 
 class PodTracker:

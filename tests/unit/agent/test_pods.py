@@ -22,10 +22,10 @@ from latencyprobe_agent.desired import (
 from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import SlotKey, pods, wanted_slots
 from latencyprobe_agent.serving.requests import parse_desired
-from latencyprobe_agent.targets.cgroups import Hierarchy
+from latencyprobe_agent.targets.cgroups import MAX_CGROUPS_OF_POD, Hierarchy
 from latencyprobe_agent.targets.containers import ContainerFinder, holds_pods, pod_uid_of
 from latencyprobe_agent.targets.facts import TargetFacts, pending
-from latencyprobe_agent.targets.pods import MAX_CGROUPS_OF_POD, PodTracker
+from latencyprobe_agent.targets.pods import PodTracker
 from latencyprobe_agent.targets.processes import Processes
 from tests.unit.agent.scripted import Clock
 

@@ -10,6 +10,7 @@ from latencyprobe.domain.targets import TargetState
 from latencyprobe.process.mounts import parse_mountinfo
 from latencyprobe_agent.desired import ContainerSelector
 from latencyprobe_agent.targets.cgroups import (
+    MAX_CGROUPS_OF_POD,
     CgroupTracker,
     Hierarchy,
     cgroup_version,
@@ -183,6 +184,19 @@ def test_a_container_is_recognised_by_its_cgroups_and_namespaces(tmp_path: Path)
     assert facts.cgroup == f"/kubepods/pod{UID}/{CID}"
     assert facts.cgroup_ids == {container.stat().st_ino, (container / "nested").stat().st_ino}
     assert facts.netns == {(tmp_path / name).stat().st_ino for name in ("netns-a", "netns-b")}
+
+
+def test_of_any_number_of_cgroups_in_a_container_the_upper_levels_are_listed(
+    tmp_path: Path,
+) -> None:
+    container = tmp_path / f"cgroup/kubepods/pod{UID}/{CID}"
+    for level in (container, container / "inner", container / "inner/most"):
+        _fake_container(level)
+    for number in range(2 * MAX_CGROUPS_OF_POD):
+        _fake_container(container / f"inner/most/{number}")
+    facts = _track(tmp_path).poll()
+    assert len(facts.cgroup_ids) <= MAX_CGROUPS_OF_POD
+    assert {str(container), str(container / "inner/most")} <= facts.cgroup_directories
 
 
 def test_processes_outside_of_our_pid_namespace_ask_for_host_pid(tmp_path: Path) -> None:
