@@ -70,6 +70,14 @@ class Hierarchy:
         """Return the cgroup's path below the mount, as in /proc/PID/cgroup."""
         return "/" + os.path.relpath(directory, self.root) if directory != self.root else "/"
 
+    def trusted_owners(self) -> frozenset[int]:
+        """Return the owners of the cgroups above pods: root, and the owner of all cgroups here.
+
+        In a user namespace the latter may be another one than root.
+        """
+        root = status_of(self.root)
+        return frozenset({0}) if root is None else frozenset({0, root.st_uid})
+
     def walk(self, directory: str, most: int | None = None) -> Iterator[tuple[str, os.stat_result]]:
         """Yield a cgroup and all below it, except those that vanish during the walk.
 
@@ -113,6 +121,16 @@ def subdirectories(directory: str, most: int | None = None) -> list[str]:
         if not is_gone(error):
             raise
         return []
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Return the status of a file; None if it is gone."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        return None
 
 
 def is_directory(path: str) -> bool:

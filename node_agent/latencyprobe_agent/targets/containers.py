@@ -8,8 +8,8 @@ Kubelet and runtime put a container at one of these paths below the mount:
 - kubelet with systemd but containerd without: a single directory called
   `kubepods-burstable-pod<uid with _>.slice:cri-containerd:<cid>`, in that of containerd's service
 
-and each of them perhaps below others: kind, k3s, Docker in Docker. So we search once for the
-directories that hold pods (*pod parents*), and then for a container in those, by name.
+and each of them perhaps below others: kind, k3s, Docker in Docker. So a survey finds the
+directories that hold pods (*pod parents*), and then a container is searched in those, by name.
 """
 
 from __future__ import annotations
@@ -29,21 +29,17 @@ from latencyprobe_agent.targets.cgroups import (
 )
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
+from latencyprobe_agent.targets.survey import PodParents, Survey
 
-_MAX_DEPTH = 6
 # The maximum age of a survey, with known pod parents and without.
 _SURVEY_AGE_S = 5.0
 _EMPTY_SURVEY_AGE_S = 1.0
-_KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
-_QOS = re.compile(r"(?:.+-)?(?:burstable|besteffort)(?:\.slice)?")
-_JOINED_NAME = re.compile(r".*kubepods.*\.slice:[^:]+:[0-9a-f]{64}")
 _POD_NAME = re.compile(
     r"(?:.+-)?pod(?P<uid>[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})"
     r"(?:\.slice(?::[^:]+:[0-9a-f]{64})?)?"
 )
 _RUNTIME_PREFIXES = ("cri-containerd", "crio", "docker", "libpod")
 _QOS_INFIXES = ("", "-burstable", "-besteffort")
-_Parents = tuple[list[str], list[str]]
 
 
 def pod_names(parent: str, pod_uid: str) -> Iterator[str]:
@@ -74,11 +70,6 @@ def pod_uid_of(name: str) -> str | None:
     return found["uid"].replace("_", "-") if found else None
 
 
-def holds_pods(name: str) -> bool:
-    """Return True if a directory of this name may hold pods."""
-    return bool(_KUBEPODS.fullmatch(name) or _QOS.fullmatch(name))
-
-
 def _with_underscores(pod_uid: str) -> str:
     """Replace dashes: in a slice's name a dash is a level of the tree."""
     return pod_uid.replace("-", "_")
@@ -93,8 +84,7 @@ class ContainerFinder:
         self._hierarchy = hierarchy
         self._clock = clock
         self._surveyed_at: float | None = None
-        self._pod_parents: list[str] = []
-        self._joined_parents: list[str] = []
+        self._parents = PodParents()
 
     def find(self, target: ContainerSelector) -> str | None:
         """Return the container's directory; None if it does not exist (yet)."""
@@ -107,11 +97,11 @@ class ContainerFinder:
         if self._is_survey_due():
             self._survey()
         found = [path for path in self._pod_directories(pod_uid) if is_directory(path)]
-        if self._joined_parents:
+        if self._parents.joined:
             joined = re.compile(rf".*-pod{_with_underscores(pod_uid)}\.slice:[^:]+:[0-9a-f]{{64}}")
             found += [
                 path
-                for parent in self._joined_parents
+                for parent in self._parents.joined
                 for path in subdirectories(parent)
                 if joined.fullmatch(os.path.basename(path))
             ]
@@ -124,15 +114,21 @@ class ContainerFinder:
     @property
     def pod_parents(self) -> tuple[str, ...]:
         """The directories in which pods, or their containers, are made."""
-        return (*self._pod_parents, *self._joined_parents)
+        return (*self._parents.pods, *self._parents.joined)
 
     def describe(self) -> str:
         """Describe the searched directories for people."""
-        parents = [self._hierarchy.relative(path) for path in self._pod_parents]
-        if not parents and not self._joined_parents:
-            return f"no kubepods directory below {self._hierarchy.root}"
-        parents += [self._hierarchy.relative(path) for path in self._joined_parents]
-        return "searched in " + ", ".join(parents[:4]) + (" …" if len(parents) > 4 else "")
+        message = f"no kubepods directory below {self._hierarchy.root}"
+        if self.pod_parents:
+            message = f"searched in {self._listed(self.pod_parents)}"
+        if self._parents.ignored:
+            message += f"; root does not own {self._listed(self._parents.ignored)}"
+        return message
+
+    def _listed(self, directories: tuple[str, ...]) -> str:
+        """Return the first few of these directories, below the mount."""
+        some = ", ".join(map(self._hierarchy.relative, directories[:4]))
+        return some + (" …" if len(directories) > 4 else "")
 
     def _candidates(self, target: ContainerSelector) -> Iterator[str]:
         for pod in self._pod_directories(target.pod_uid):
@@ -140,52 +136,26 @@ class ContainerFinder:
                 continue
             for name in container_names(target.container_id):
                 yield f"{pod}/{name}"
-        for parent in self._joined_parents:
+        for parent in self._parents.joined:
             for name in joined_names(target.pod_uid, target.container_id):
                 yield f"{parent}/{name}"
 
     def _pod_directories(self, pod_uid: str) -> Iterator[str]:
-        for parent in self._pod_parents:
+        for parent in self._parents.pods:
             for name in pod_names(os.path.basename(parent), pod_uid):
                 yield f"{parent}/{name}"
 
     def _is_survey_due(self) -> bool:
         if self._surveyed_at is None:
             return True
-        found = self._pod_parents or self._joined_parents
         age_s = self._clock() - self._surveyed_at
-        return age_s >= (_SURVEY_AGE_S if found else _EMPTY_SURVEY_AGE_S)
+        return age_s >= (_SURVEY_AGE_S if self.pod_parents else _EMPTY_SURVEY_AGE_S)
 
     def _survey(self) -> None:
-        """Find the directories that hold pods, without searching inside pods."""
         # Should it fail, the next search surveys again; until then those of before are valid.
         self._surveyed_at = None
-        parents: _Parents = [], []
-        level = [self._hierarchy.root]
-        for _ in range(_MAX_DEPTH):
-            level = [path for directory in level for path in self._survey_one(directory, *parents)]
-        self._pod_parents, self._joined_parents = parents
+        self._parents = Survey(self._hierarchy).run()
         self._surveyed_at = self._clock()
-
-    @staticmethod
-    def _survey_one(
-        directory: str, pod_parents: list[str], joined_parents: list[str]
-    ) -> Iterator[str]:
-        """Add the pod parents in a directory; yield the other directories in it."""
-        for path in subdirectories(directory):
-            name = os.path.basename(path)
-            if _KUBEPODS.fullmatch(name):
-                pod_parents.append(path)
-                pod_parents += [
-                    child
-                    for child in subdirectories(path)
-                    if _QOS.fullmatch(os.path.basename(child))
-                ]
-            elif _JOINED_NAME.fullmatch(name):
-                if directory not in joined_parents:
-                    joined_parents.append(directory)
-            else:
-                yield path
 
 
 class ContainerTracker:

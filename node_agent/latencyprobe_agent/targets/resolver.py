@@ -43,7 +43,6 @@ from latencyprobe_agent.targets.cgroups import (
 from latencyprobe_agent.targets.containers import (
     ContainerFinder,
     ContainerTracker,
-    holds_pods,
     pod_uid_of,
 )
 from latencyprobe_agent.targets.facts import TargetFacts, Tracker, failed
@@ -51,6 +50,7 @@ from latencyprobe_agent.targets.inotify import IN_CREATE, IN_DELETE, IN_MODIFY
 from latencyprobe_agent.targets.netns import NetnsTracker
 from latencyprobe_agent.targets.pods import PodTracker
 from latencyprobe_agent.targets.processes import Processes, ProcessTracker
+from latencyprobe_agent.targets.survey import holds_pods
 from latencyprobe_agent.targets.watches import PathChange, Watches
 
 log = logging.getLogger(__name__)

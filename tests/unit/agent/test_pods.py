@@ -23,10 +23,11 @@ from latencyprobe_agent.kernel.contract import SocketFilter
 from latencyprobe_agent.plan import SlotKey, pods, wanted_slots
 from latencyprobe_agent.serving.requests import parse_desired
 from latencyprobe_agent.targets.cgroups import MAX_CGROUPS_OF_POD, Hierarchy
-from latencyprobe_agent.targets.containers import ContainerFinder, holds_pods, pod_uid_of
+from latencyprobe_agent.targets.containers import ContainerFinder, pod_uid_of
 from latencyprobe_agent.targets.facts import TargetFacts, pending
 from latencyprobe_agent.targets.pods import PodTracker
 from latencyprobe_agent.targets.processes import Processes
+from latencyprobe_agent.targets.survey import holds_pods
 from tests.unit.agent.scripted import Clock
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"

@@ -1,0 +1,110 @@
+"""The directories that hold pods are found where the kubelet makes them, and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latencyprobe_agent.targets import cgroups, survey
+from latencyprobe_agent.targets.cgroups import Hierarchy, status_of
+from latencyprobe_agent.targets.containers import ContainerFinder
+from latencyprobe_agent.targets.survey import Survey
+from tests.unit.agent.scripted import Clock
+
+UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
+UID_ = UID.replace("-", "_")
+CID = "ab" * 32
+USER = "user.slice/user@1000.service"
+USER_ID = 54321
+Give = Callable[..., None]
+
+
+@pytest.fixture
+def give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Give:
+    """Give directories to a user."""
+    owned: set[str] = set()
+
+    def status(path: str) -> os.stat_result | None:
+        found = status_of(path)
+        if found is None or path not in owned:
+            return found
+        return os.stat_result((*found[:4], USER_ID, *found[5:10]))
+
+    def give(*paths: str) -> None:
+        owned.update(str(tmp_path / path) for path in paths)
+
+    for module in (cgroups, survey):
+        monkeypatch.setattr(module, "status_of", status)
+    return give
+
+
+def _finder(root: Path) -> ContainerFinder:
+    return ContainerFinder(Hierarchy(str(root)), clock=Clock())
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        f"kubepods/pod{UID}",
+        f"kubepods/burstable/pod{UID}",
+        f"kubepods-besteffort-pod{UID_}.slice:cri-containerd:{CID}",
+        f"app.slice/kubepods.slice/kubepods-pod{UID_}.slice",
+    ],
+)
+def test_a_user_who_has_a_cgroup_cannot_make_up_a_pod(tmp_path: Path, give: Give, pod: str) -> None:
+    true_pod = tmp_path / f"kubepods/pod{UID}"
+    for path in (true_pod, tmp_path / USER / pod):
+        path.mkdir(parents=True)
+    below = (tmp_path / USER).rglob("*/")
+    give(USER, *(str(path) for path in below))
+    assert _finder(tmp_path).find_pod(UID) == [str(true_pod)]
+
+
+@pytest.mark.parametrize("parent", ["kubepods", "kubepods/burstable"])
+def test_a_pod_parent_of_another_owner_is_ignored_and_named(
+    tmp_path: Path, give: Give, parent: str
+) -> None:
+    (tmp_path / parent / f"pod{UID}").mkdir(parents=True)
+    give(parent)
+    finder = _finder(tmp_path)
+    assert finder.find_pod(UID) == []
+    assert finder.describe().endswith(f"; root does not own /{parent}")
+
+
+def test_a_pod_may_be_given_to_a_user(tmp_path: Path, give: Give) -> None:
+    pod = tmp_path / f"kubepods/burstable/pod{UID}"
+    pod.mkdir(parents=True)
+    give(f"kubepods/burstable/pod{UID}")
+    assert _finder(tmp_path).find_pod(UID) == [str(pod)]
+
+
+def test_in_a_user_namespace_the_owner_of_all_cgroups_may_make_pods(
+    tmp_path: Path, give: Give
+) -> None:
+    pod = tmp_path / f"kubepods/pod{UID}"
+    pod.mkdir(parents=True)
+    give(".", "kubepods")
+    assert _finder(tmp_path).find_pod(UID) == [str(pod)]
+
+
+def test_a_directory_that_a_user_has_closed_hinders_no_survey(
+    tmp_path: Path, give: Give, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("kubepods", USER):
+        (tmp_path / path).mkdir(parents=True)
+    give(USER)
+    listed = os.scandir
+
+    def refused(path: str) -> object:
+        if path.startswith(str(tmp_path / USER)):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refused)
+        parents = Survey(Hierarchy(str(tmp_path))).run()
+    assert parents.pods == (str(tmp_path / "kubepods"),)
