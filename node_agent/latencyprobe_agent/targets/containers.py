@@ -14,6 +14,7 @@ directories that hold pods (*pod parents*), and then a container is searched in 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -29,8 +30,11 @@ from latencyprobe_agent.targets.cgroups import (
 )
 from latencyprobe_agent.targets.facts import TargetFacts, failed, pending
 from latencyprobe_agent.targets.processes import Processes
-from latencyprobe_agent.targets.survey import PodParents, Survey
+from latencyprobe_agent.targets.survey import MOST_SURVEYED, PodParents, Survey
 
+log = logging.getLogger(__name__)
+
+_INCOMPLETE = f"only the upper {MOST_SURVEYED} cgroups are searched for kubepods directories"
 # The maximum age of a survey, with known pod parents and without.
 _SURVEY_AGE_S = 5.0
 _EMPTY_SURVEY_AGE_S = 1.0
@@ -123,7 +127,7 @@ class ContainerFinder:
             message = f"searched in {self._listed(self.pod_parents)}"
         if self._parents.ignored:
             message += f"; root does not own {self._listed(self._parents.ignored)}"
-        return message
+        return message if self._parents.is_complete else f"{message}; {_INCOMPLETE}"
 
     def _listed(self, directories: tuple[str, ...]) -> str:
         """Return the first few of these directories, below the mount."""
@@ -154,8 +158,10 @@ class ContainerFinder:
     def _survey(self) -> None:
         # Should it fail, the next search surveys again; until then those of before are valid.
         self._surveyed_at = None
-        self._parents = Survey(self._hierarchy).run()
+        before, self._parents = self._parents, Survey(self._hierarchy).run()
         self._surveyed_at = self._clock()
+        if before.is_complete and not self._parents.is_complete:
+            log.warning("pods may be missed below %s: %s", self._hierarchy.root, _INCOMPLETE)
 
 
 class ContainerTracker:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from latencyprobe_agent.targets.cgroups import Hierarchy, status_of, subdirectories
 
+# Outside pods. A survey of so many takes some 70 ms. The upper levels come first.
+MOST_SURVEYED = 4096
 _MAX_DEPTH = 6
 _KUBEPODS = re.compile(r"(?:.+-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"(?:.+-)?(?:burstable|besteffort)(?:\.slice)?")
@@ -31,12 +33,14 @@ class PodParents:
     """The directories in which pods, or their containers, are made.
 
     `joined`: those in which a pod and its container are a single directory. `ignored`: those with
-    the name of a pod parent and an owner who is not trusted.
+    the name of a pod parent and an owner who is not trusted. `is_complete`: False if there were
+    more directories than a survey reads.
     """
 
     pods: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    is_complete: bool = True
 
 
 class Survey:
@@ -52,12 +56,19 @@ class Survey:
     def run(self) -> PodParents:
         """Find the pod parents."""
         unvisited = deque([(self._root, 1)])
-        while unvisited:
+        for _ in range(MOST_SURVEYED):
+            if not unvisited:
+                break
             directory, depth = unvisited.popleft()
             others = self._search(directory)
             if depth < _MAX_DEPTH:
                 unvisited.extend((path, depth + 1) for path in others)
-        return PodParents(tuple(self._pods), tuple(self._joined), tuple(self._ignored))
+        return PodParents(
+            tuple(self._pods),
+            tuple(self._joined),
+            tuple(self._ignored),
+            is_complete=not unvisited,
+        )
 
     def _search(self, directory: str) -> list[str]:
         """Add the pod parents in a directory; return the other directories in it."""
@@ -73,17 +84,26 @@ class Survey:
         return others
 
     def _add(self, kubepods: str) -> None:
-        if not self._is_trusted(kubepods):
-            self._ignored.append(kubepods)
-            return
-        self._pods.append(kubepods)
-        for child in subdirectories(kubepods):
-            if _QOS.fullmatch(os.path.basename(child)):
-                (self._pods if self._is_trusted(child) else self._ignored).append(child)
+        """Add a directory that is a pod parent by its name, and those of the QoS classes in it."""
+        if self._add_one(kubepods):
+            for child in subdirectories(kubepods):
+                if _QOS.fullmatch(os.path.basename(child)):
+                    self._add_one(child)
+
+    def _add_one(self, parent: str) -> bool:
+        status = status_of(parent)
+        if status is None:
+            return False
+        is_trusted = self._is_trusted(status)
+        (self._pods if is_trusted else self._ignored).append(parent)
+        return is_trusted
 
     def _trusted_subdirectories(self, directory: str) -> list[str]:
-        return subdirectories(directory) if self._is_trusted(directory) else []
-
-    def _is_trusted(self, directory: str) -> bool:
         status = status_of(directory)
-        return status is not None and status.st_uid in self._owners
+        # The link count of a kernfs directory is 2 and one for each directory in it.
+        if status is None or status.st_nlink == 2 or not self._is_trusted(status):
+            return []
+        return subdirectories(directory)
+
+    def _is_trusted(self, status: os.stat_result) -> bool:
+        return status.st_uid in self._owners

@@ -91,6 +91,72 @@ def test_in_a_user_namespace_the_owner_of_all_cgroups_may_make_pods(
     assert _finder(tmp_path).find_pod(UID) == [str(pod)]
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that were read."""
+    found = []
+    listed = os.scandir
+
+    def noted(path: str) -> object:
+        found.append(path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    return found
+
+
+def test_of_any_number_of_cgroups_the_upper_ones_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]
+) -> None:
+    monkeypatch.setattr(survey, "MOST_SURVEYED", 20)
+    for number in range(30):
+        (tmp_path / f"machine.slice/{number}/inner").mkdir(parents=True)
+    upper = tmp_path / "system.slice/kubepods"
+    for parent in (upper, tmp_path / "machine.slice/0/inner/most/kubepods"):
+        parent.mkdir(parents=True)
+    parents = Survey(Hierarchy(str(tmp_path))).run()
+    assert parents.pods == (str(upper),)
+    assert not parents.is_complete
+    assert len(read) <= 21
+
+
+def test_a_hierarchy_of_few_cgroups_is_searched_completely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "MOST_SURVEYED", 3)
+    (tmp_path / "system.slice/k3s.service/kubepods").mkdir(parents=True)
+    parents = Survey(Hierarchy(str(tmp_path))).run()
+    assert parents.is_complete
+    assert len(parents.pods) == 1
+
+
+def test_an_incomplete_survey_is_logged_once_and_named_while_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(survey, "MOST_SURVEYED", 3)
+    for name in "abcde":
+        (tmp_path / name).mkdir()
+    clock = Clock()
+    finder = ContainerFinder(Hierarchy(str(tmp_path)), clock=clock)
+    for _ in range(3):
+        finder.find_pod(UID)
+        clock.now += 60
+    assert "are searched for kubepods directories" in finder.describe()
+    assert len([one for one in caplog.records if "pods may be missed" in one.message]) == 1
+    for name in "abcde":
+        (tmp_path / name).rmdir()
+    finder.find_pod(UID)
+    assert "are searched" not in finder.describe()
+
+
+def test_cgroups_with_none_in_them_are_not_read(tmp_path: Path, read: list[str]) -> None:
+    (tmp_path / "system.slice/ssh.service").mkdir(parents=True)
+    Survey(Hierarchy(str(tmp_path))).run()
+    # A file system of disks may not count a directory in its parent's links.
+    has_counts = tmp_path.stat().st_nlink == 3
+    assert read == [str(tmp_path), str(tmp_path / "system.slice")] or not has_counts
+
+
 def test_a_directory_that_a_user_has_closed_hinders_no_survey(
     tmp_path: Path, give: Give, monkeypatch: pytest.MonkeyPatch
 ) -> None:
