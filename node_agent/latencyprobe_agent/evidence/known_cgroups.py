@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe.domain.stages import waits_for_cgroups
@@ -70,11 +70,7 @@ class KnownCgroups:
         try:
             for directory, status in hierarchy.walk(hierarchy.root, MOST_WALKED):
                 if status.st_ino in wanted:
-                    path = hierarchy.relative(directory)
-                    pod_uid, container_id = identity_of(path)
-                    found[status.st_ino] = Cgroup(
-                        status.st_ino, pod_uid=pod_uid, container_id=container_id, path=path
-                    )
+                    found[status.st_ino] = _described(hierarchy, directory, status.st_ino)
                     if len(found) == len(wanted):
                         break
         except OSError as error:
@@ -83,17 +79,33 @@ class KnownCgroups:
         return dict.fromkeys(wanted, None) | found
 
 
+def _described(hierarchy: Hierarchy, directory: str, cgroup_id: int) -> Cgroup:
+    """Return a cgroup, with the pod in its path unless a user of the node may have made that up."""
+    path = hierarchy.relative(directory)
+    levels = path.split("/")
+    level = _pod_level(levels)
+    above = ["/".join(levels[:end]) for end in range(2, (level or 0) + 1)]
+    if not all(hierarchy.has_trusted_owner(hierarchy.root + each) for each in above):
+        return Cgroup(cgroup_id, path=path)
+    pod_uid, container_id = identity_of(path)
+    return Cgroup(cgroup_id, pod_uid=pod_uid, container_id=container_id, path=path)
+
+
 def identity_of(path: str) -> tuple[str, str]:
     """Return the UID of the pod and the id of its container in a path; empty ones without them.
 
     The topmost count: a pod may make cgroups of any name, but only below its own.
     """
     levels = path.split("/")
-    for index, level in enumerate(levels):
-        pod_uid = pod_uid_of(level)
-        if pod_uid is not None:
-            # One directory may be both.
-            inner = levels[index + 1] if index + 1 < len(levels) else ""
-            container = _CONTAINER_NAME.fullmatch(level if ":" in level else inner)
-            return pod_uid, container["id"] if container else ""
-    return "", ""
+    index = _pod_level(levels)
+    if index is None:
+        return "", ""
+    # One directory may be both.
+    inner = levels[index + 1] if index + 1 < len(levels) else ""
+    container = _CONTAINER_NAME.fullmatch(levels[index] if ":" in levels[index] else inner)
+    return pod_uid_of(levels[index]) or "", container["id"] if container else ""
+
+
+def _pod_level(levels: Sequence[str]) -> int | None:
+    """Return the index of the topmost level with the UID of a pod; None without one."""
+    return next((index for index, name in enumerate(levels) if pod_uid_of(name)), None)

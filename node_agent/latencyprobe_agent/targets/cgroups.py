@@ -70,6 +70,11 @@ class Hierarchy:
         """Return the cgroup's path below the mount, as in /proc/PID/cgroup."""
         return "/" + os.path.relpath(directory, self.root) if directory != self.root else "/"
 
+    def has_trusted_owner(self, directory: str) -> bool:
+        """Return True if root owns the directory, or the owner of all cgroups here does."""
+        status = status_of(directory)
+        return status is not None and status.st_uid in self.trusted_owners()
+
     def trusted_owners(self) -> frozenset[int]:
         """Return the owners of the cgroups above pods: root, and the owner of all cgroups here.
 

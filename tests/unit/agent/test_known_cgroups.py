@@ -12,6 +12,7 @@ from latencyprobe.domain.cgroups import Cgroup
 from latencyprobe_agent.evidence import known_cgroups
 from latencyprobe_agent.evidence.known_cgroups import MOST_NAMED, KnownCgroups, identity_of
 from latencyprobe_agent.targets.cgroups import Hierarchy, subdirectories
+from tests.unit.agent.owners import owned_by_a_user
 from tests.unit.agent.scripted import Clock
 
 UID = "11111111-2222-3333-4444-555555555555"
@@ -88,6 +89,36 @@ def test_cgroups_are_found_by_their_ids_and_the_longest_waits_come_first(cgroups
         Cgroup(pod, pod_uid=UID, container_id=ID, path=f"/kubepods/pod{UID}/{ID}"),
     )
     assert cgroups.found(**{f"id_{root}": 1}) == ["/"]
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        f"/user.slice/user@1000.service/kubepods/pod{UID}",
+        f"/user.slice/user@1000.service/pod{UID}",
+        f"/user.slice/user@1000.service/kubepods-pod{SLICED}.slice:cri-containerd:{ID}",
+    ],
+)
+def test_a_cgroup_that_a_user_has_made_is_no_pod(
+    cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch, pod: str
+) -> None:
+    made = cgroups.make(f"{pod}/{ID}")
+    give = owned_by_a_user(cgroups.root, monkeypatch)
+    give("user.slice/user@1000.service")
+    cgroups.known.look_up([made])
+    assert cgroups.known.among({f"waitedForCgroup.{made}": 5}) == (
+        Cgroup(made, path=f"{pod}/{ID}"),
+    )
+
+
+def test_a_pod_whose_own_cgroup_is_a_users_is_known(
+    cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cgroups.make(f"/kubepods/pod{UID}/{ID}")
+    give = owned_by_a_user(cgroups.root, monkeypatch)
+    give(f"kubepods/pod{UID}", f"kubepods/pod{UID}/{ID}")
+    cgroups.known.look_up([made])
+    assert [each.pod_uid for each in cgroups.known.among({f"waitedForCgroup.{made}": 5})] == [UID]
 
 
 def test_a_cgroup_that_is_gone_keeps_the_path_that_it_had(cgroups: Cgroups) -> None:

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from latencyprobe_agent.targets import cgroups, survey
-from latencyprobe_agent.targets.cgroups import Hierarchy, status_of
+from latencyprobe_agent.targets import survey
+from latencyprobe_agent.targets.cgroups import Hierarchy
 from latencyprobe_agent.targets.containers import ContainerFinder
 from latencyprobe_agent.targets.survey import Survey
+from tests.unit.agent.owners import Give, owned_by_a_user
 from tests.unit.agent.scripted import Clock
 
 UID = "0b7e3f0c-1d2e-4f5a-8b9c-0d1e2f3a4b5c"
 UID_ = UID.replace("-", "_")
 CID = "ab" * 32
 USER = "user.slice/user@1000.service"
-USER_ID = 54321
-Give = Callable[..., None]
 
 
 @pytest.fixture
 def give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Give:
     """Give directories to a user."""
-    owned: set[str] = set()
-
-    def status(path: str) -> os.stat_result | None:
-        found = status_of(path)
-        if found is None or path not in owned:
-            return found
-        return os.stat_result((*found[:4], USER_ID, *found[5:10]))
-
-    def give(*paths: str) -> None:
-        owned.update(str(tmp_path / path) for path in paths)
-
-    for module in (cgroups, survey):
-        monkeypatch.setattr(module, "status_of", status)
-    return give
+    return owned_by_a_user(tmp_path, monkeypatch)
 
 
 def _finder(root: Path) -> ContainerFinder:
