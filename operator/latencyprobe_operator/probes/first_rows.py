@@ -52,7 +52,9 @@ def rows_of(document: Mapping[str, Any]) -> FirstRows:
 
 def rows_of_facts(pods: Sequence[PodFacts]) -> FirstRows:
     """Return the same, before the rows are built."""
-    verdicts = {(pod.node, pod.name): str(pod.report.verdict.bottleneck) for pod in pods}
+    verdicts: dict[tuple[object, object], object] = {
+        (pod.node, pod.name): str(pod.report.verdict.bottleneck) for pod in pods
+    }
     worst = None
     if pods:
         node, name, stages = pods[0].node, pods[0].name, pods[0].report.stages
