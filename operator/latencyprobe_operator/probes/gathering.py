@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import heapq
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.api.spec import ProbeKey, ProbeSpec
@@ -50,11 +51,11 @@ class FactsGatherer:
         worst: WorstPods,
         agent: Callable[[str], AgentView],
         naming: Naming,
-        missed: Collection[str] = (),
+        exceeded: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Gather nothing yet. `agent` returns the view of the agent of a node.
 
-        `missed`: the objectives that an earlier operator has found missed.
+        `exceeded`: the objectives that an earlier operator has found exceeded, as `exceeded_in`.
         """
         self._key = key
         self._pods = pods
@@ -62,7 +63,7 @@ class FactsGatherer:
         self._worst = worst
         self._agent = agent
         self._naming = naming
-        self._objectives = ObjectivesWatch(missed)
+        self._objectives = ObjectivesWatch(exceeded)
         self._left = LeftNodes()
 
     def with_nodes(self, facts: ProbeFacts, spec: ProbeSpec, *, at: float) -> ProbeFacts:

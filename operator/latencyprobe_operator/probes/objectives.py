@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from latencyprobe.domain.attention import MIN_SAMPLES
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe_operator.api.conditions import ConditionStatus, ConditionType
 from latencyprobe_operator.api.spec import NamedObjective
+
+# At the end of a message. As every figure in a message, it is no news.
+_EXCEEDED = re.compile(r" \(exceeded for ([0-9]+) s of [^ ]+ s\)$")
 
 
 class ObjectiveOutcome(StrEnum):
@@ -49,15 +55,37 @@ def missed_in(status: Mapping[str, Any]) -> set[str]:
     return {part.partition(": ")[0] for message in missed for part in message.split("; ")}
 
 
+def exceeded_in(status: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the seconds for which a status has objectives as exceeded, by their names.
+
+    Those of a missed one are infinite. While another one is missed or unknown, those that are
+    exceeded for a shorter time are not in the status.
+    """
+    messages = [
+        each.get("message", "")
+        for each in status.get("conditions") or ()
+        if each.get("type") == ConditionType.OBJECTIVES_MET
+        and each.get("status") == ConditionStatus.TRUE
+    ]
+    parts = [part for message in messages for part in message.split("; ")]
+    exceeded = {
+        part.partition(": ")[0]: float(found[1])
+        for part in parts
+        if (found := _EXCEEDED.search(part))
+    }
+    return exceeded | dict.fromkeys(missed_in(status), math.inf)
+
+
 class ObjectivesWatch:
     """The times since which objectives have been exceeded, in monotonic seconds."""
 
-    def __init__(self, missed: Iterable[str] = ()) -> None:
-        """Continue from the objectives that an earlier operator has found missed, by their names.
+    def __init__(self, exceeded: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Continue from the objectives that an earlier operator has found exceeded.
 
-        They have been exceeded for long enough, until they are met, or unknown for as long.
+        `exceeded`: the seconds by their names. They count until an objective is met, or unknown for
+        as long as its `for`.
         """
-        self._missed_before = set(missed)
+        self._exceeded_before = dict(exceeded)
         self._unknown_since: dict[str, float] = {}
         self._exceeded_since: dict[NamedObjective, float] = {}
 
@@ -78,7 +106,7 @@ class ObjectivesWatch:
             self._exceeded_since.pop(objective, None)
             unknown = at - self._unknown_since.setdefault(objective.name, at)
             if unknown >= objective.for_s:
-                self._missed_before.discard(objective.name)
+                self._exceeded_before.pop(objective.name, None)
             count = measurement.stage(bound.stage).histogram.count
             return Judgement(
                 ObjectiveOutcome.UNKNOWN,
@@ -86,17 +114,15 @@ class ObjectivesWatch:
                 f"{MIN_SAMPLES} are needed",
             )
         figures = f"{objective.name}: {bound.figures(value_ns)}"
-        was_missed = objective.name in self._missed_before
-        self._missed_before.discard(objective.name)
+        exceeded_before = min(self._exceeded_before.pop(objective.name, 0.0), objective.for_s)
         if not bound.is_missed(value_ns):
             self._exceeded_since.pop(objective, None)
             return Judgement(ObjectiveOutcome.MET, figures, value_ns)
-        begin = at - objective.for_s if was_missed else at
-        exceeded = at - self._exceeded_since.setdefault(objective, begin)
+        exceeded = at - self._exceeded_since.setdefault(objective, at - exceeded_before)
         if exceeded < objective.for_s:
             return Judgement(
                 ObjectiveOutcome.MET,
-                f"{figures} (exceeded, but for less than {objective.for_s:g} s)",
+                f"{figures} (exceeded for {int(exceeded)} s of {objective.for_s:g} s)",
                 value_ns,
             )
         return Judgement(ObjectiveOutcome.MISSED, figures, value_ns)

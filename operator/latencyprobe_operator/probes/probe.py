@@ -32,7 +32,7 @@ from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
 from latencyprobe_operator.probes.measured_time import LONGEST_GAP_S, begin_of
 from latencyprobe_operator.probes.naming import Naming
-from latencyprobe_operator.probes.objectives import missed_in
+from latencyprobe_operator.probes.objectives import exceeded_in
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
 from latencyprobe_operator.probes.selected_pods import SelectedPods, Subscribe, Unsubscribe
 from latencyprobe_operator.probes.snapshot import snapshot_of
@@ -129,7 +129,7 @@ class Probe:
             worst=self._worst,
             agent=agent,
             naming=Naming(directory, self.key.namespace, sees_others=node_figures),
-            missed=missed_in(previous),
+            exceeded=exceeded_in(previous),
         )
         self._announcer = Announcer(self.key, previous, events, wall_clock=wall_clock)
         self._writer = StatusWriter(self.key, body, patch_status=patch_status, metrics=metrics)

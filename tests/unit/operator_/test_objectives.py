@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.measurement import NOTHING
 from latencyprobe_operator.api.spec import NamedObjective
-from latencyprobe_operator.probes.objectives import ObjectiveOutcome, ObjectivesWatch
+from latencyprobe_operator.probes.objectives import ObjectiveOutcome, ObjectivesWatch, exceeded_in
 from tools.fakes.agent import measurement
 
 READS = NamedObjective("reads", Objective("rx.total", 99, 5_000_000), 60)
@@ -30,7 +34,7 @@ def test_it_is_missed_after_its_time_and_met_again_at_once() -> None:
 
 
 def test_one_that_an_earlier_operator_has_found_missed_is_missed_until_it_is_met() -> None:
-    watch = ObjectivesWatch({"reads"})
+    watch = ObjectivesWatch({"reads": math.inf})
     seen = [
         watch.judge([READS], measured, at=at)[0].outcome
         for at, measured in [(0, NOTHING), (10, SLOW), (20, SLOW), (30, FAST), (40, SLOW)]
@@ -49,7 +53,7 @@ def test_the_message_has_the_figures() -> None:
     (judgement,) = ObjectivesWatch().judge([READS], SLOW, at=0)
 
     assert judgement.message == (
-        "reads: p99 of rx.total is 9ms, at most 5ms (exceeded, but for less than 60 s)"
+        "reads: p99 of rx.total is 9ms, at most 5ms (exceeded for 0 s of 60 s)"
     )
 
 
@@ -64,7 +68,7 @@ def test_too_few_samples_say_nothing_and_end_the_time() -> None:
 
 
 def test_an_objective_that_was_missed_counts_again_after_it_was_unknown_for_as_long() -> None:
-    watch = ObjectivesWatch({"reads"})
+    watch = ObjectivesWatch({"reads": math.inf})
     outcomes = [
         judgement.outcome
         for at, measured in [(0, NOTHING), (60, NOTHING), (70, SLOW), (130, SLOW)]
@@ -76,3 +80,44 @@ def test_an_objective_that_was_missed_counts_again_after_it_was_unknown_for_as_l
         ObjectiveOutcome.MET,
         ObjectiveOutcome.MISSED,
     ]
+
+
+def status(met: str, message: str) -> dict[str, object]:
+    """A status with this condition."""
+    return {"conditions": [{"type": "ObjectivesMet", "status": met, "message": message}]}
+
+
+def test_the_time_of_an_exceeded_objective_goes_on_from_a_status() -> None:
+    before = ObjectivesWatch()
+    before.judge([READS], SLOW, at=0)
+    (judgement,) = before.judge([READS], SLOW, at=40.9)
+    exceeded = exceeded_in(status("True", f"writes: met; {judgement.message}"))
+    assert exceeded == {"reads": 40}
+
+    watch = ObjectivesWatch(exceeded)
+    outcomes = [watch.judge([READS], SLOW, at=at)[0].outcome for at in (1000, 1019, 1020)]
+    assert outcomes == [ObjectiveOutcome.MET, ObjectiveOutcome.MET, ObjectiveOutcome.MISSED]
+
+    watch = ObjectivesWatch(exceeded)
+    outcomes = [
+        watch.judge([READS], measured, at=at)[0].outcome
+        for at, measured in [(1000, FAST), (1010, SLOW), (1030, SLOW)]
+    ]
+    assert outcomes == [ObjectiveOutcome.MET] * 3, "it was met between"
+
+
+@pytest.mark.parametrize(
+    ("met", "message", "exceeded"),
+    [
+        ("False", "reads: p99 of rx.total is 9ms, at most 5ms", {"reads": math.inf}),
+        ("True", "reads: p99 of rx.total is 9ms (exceeded, but for less than 60 s)", {}),
+        ("True", "reads: p99 of rx.total is 9ms (exceeded for -5 s of 60 s)", {}),
+        ("True", f"reads: 9ms (exceeded for {'9' * 400} s of 60 s)", {"reads": math.inf}),
+        ("Unknown", "reads: 9ms (exceeded for 5 s of 60 s)", {}),
+        ("True", "", {}),
+    ],
+)
+def test_only_the_times_that_a_status_states_go_on(
+    met: str, message: str, exceeded: dict[str, float]
+) -> None:
+    assert exceeded_in(status(met, message)) == exceeded

@@ -26,6 +26,7 @@ from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
 from latencyprobe_operator.probes.gathering import FactsGatherer
+from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.status import build
 from latencyprobe_operator.probes.sums import MAX_COUNTERS
 from latencyprobe_operator.probes.turns import NamespaceTurns
@@ -799,6 +800,36 @@ async def test_an_objective_stays_missed_under_a_new_operator(world: World) -> N
             await asyncio.sleep(1)
             assert world.condition("ObjectivesMet") == missed
         assert len(events.bodies) == 1
+
+
+async def test_the_time_of_an_exceeded_objective_goes_on_under_a_new_operator(
+    world: World,
+) -> None:
+    objective = {
+        "name": "reads",
+        "stage": "rx.total",
+        "percentile": "p99",
+        "max": "1ms",
+        "for": "150s",
+    }
+    body, slow = probe_body(interval="1s", objectives=[objective]), measurement(*[9 * 10**6] * 200)
+
+    async def exceed(probe: Probe, seconds: int) -> None:
+        world.show(pod("a"))
+        for _ in range(seconds):
+            take(probe, "node-a", report({target_id("a"): slow}), fresh=True)
+            await asyncio.sleep(1)
+
+    async with running(world, body, wall_clock=clock) as probe:
+        await exceed(probe, 100)
+        assert world.condition("ObjectivesMet") == ("True", "AllMet")
+        assert len(world.writes) <= 4, "a longer time is no news"
+    body["status"] = world.status
+    async with running(world, body, wall_clock=clock) as probe:
+        await exceed(probe, 40)
+        assert world.condition("ObjectivesMet") == ("True", "AllMet")
+        await exceed(probe, 60)
+        assert world.condition("ObjectivesMet") == ("False", "ObjectiveMissed")
 
 
 def test_timestamps_are_the_apis() -> None:
