@@ -125,7 +125,9 @@ async def test_the_list_of_the_agents_is_waited_for(opened: list[float]) -> None
     assert opened == [pytest.approx(45, abs=1)]
 
 
-async def test_a_probe_that_is_deleted_meanwhile_is_not_waited_for(opened: list[float]) -> None:
+async def test_a_probe_that_is_deleted_before_it_is_known_is_not_waited_for(
+    opened: list[float],
+) -> None:
     api = SlowApi()
     api.probes = [probe_body(), probe_body("deleted")]
     async with leading(api):
