@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from kubernetes.aio.client.configuration import Configuration
 from latencyprobe_operator.kube.cluster import Cluster
 
 Json = dict[str, Any]
+
+# Of LatencyProbes: a whole one may have 240 KiB.
+_MOST_OF_A_PAGE, _MOST_WHOLE = 500, 20
 
 
 @dataclass
@@ -161,20 +165,20 @@ class FakeApi:
         namespace = request.match_info.get("namespace")
         of_all = namespace is None
         items = [p for p in self.probes if of_all or p["metadata"]["namespace"] == namespace]
-        if (
-            "limit" not in request.query
-            or "PartialObjectMetadataList" not in request.headers["Accept"]
-        ):
-            return _status(400, "a list of whole LatencyProbes may be of any size")
+        of_metadata = "PartialObjectMetadataList" in request.headers.get("Accept", "")
+        limit = int(request.query.get("limit", sys.maxsize))
+        if limit > (_MOST_OF_A_PAGE if of_metadata else _MOST_WHOLE):
+            return _status(400, "such a list of LatencyProbes may be of any size")
         start = int(request.query.get("continue", 0))
-        end = start + int(request.query["limit"])
+        end = start + limit
+        found = items[start:end]
         return web.json_response(
             {
                 "metadata": {
                     "resourceVersion": "7",
                     "continue": str(end) if end < len(items) else "",
                 },
-                "items": [{"metadata": each["metadata"]} for each in items[start:end]],
+                "items": [{"metadata": p["metadata"]} for p in found] if of_metadata else found,
             }
         )
 
