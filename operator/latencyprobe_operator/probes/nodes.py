@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from latencyprobe.domain.coverage import COVERAGE_GAPS, CoverageState, StageCoverage
-from latencyprobe.domain.stages import BY_NAME, PENDING, Module, counters_of, stages_of
+from latencyprobe.domain.stages import PENDING, Module, counters_of, stages_of
 from latencyprobe.domain.targets import TargetState
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.model import ContainerTarget
@@ -84,31 +84,20 @@ def not_covered(agent: AgentView) -> frozenset[str]:
 def gaps_in(
     coverage: Mapping[str, StageCoverage], modules: Sequence[Module]
 ) -> tuple[StageCoverage, ...]:
-    """Return the stages and counters of these modules that a node does not, or not fully, measure.
+    """Return the stages of these modules that a node does not, or not fully, measure.
 
-    An idle stage is no gap: the state that is being applied switches it on. A stage stands for the
-    counters that are missing for the same reason: a hook that fails may be that of dozens.
+    An idle stage is no gap: the state that is being applied switches it on. Counters are none: most
+    kernels lack some, and targets have figures without them. But without `pending` nothing that
+    hangs is seen.
     """
     stages = stages_of(modules)
     known = [coverage[stage.name] for stage in stages if stage.name in coverage]
     gaps = tuple(each for each in known if each.state in _GAPS)
     if known and len(known) < len(stages):
         gaps += tuple(_of_unknown_modules(coverage, modules))
-    return gaps + _counters_in(coverage, modules, {gap.reason for gap in gaps})
-
-
-def _counters_in(
-    coverage: Mapping[str, StageCoverage], modules: Sequence[Module], known: Collection[str]
-) -> tuple[StageCoverage, ...]:
-    """Return the counters with gaps, those for a known reason aside; `pending` in any case."""
-    # Agents cover the counters with gaps alone: first it is decided if there are any.
-    found = [each for each in coverage.values() if each.state in _GAPS and each.name not in BY_NAME]
-    wanted = counters_of(modules) if found else ()
-    return tuple(
-        each
-        for each in found
-        if each.name in wanted and (each.name == PENDING or each.reason not in known)
-    )
+    pending = coverage.get(PENDING)
+    is_blind = pending is not None and pending.state is CoverageState.UNAVAILABLE
+    return (*gaps, pending) if is_blind and PENDING in counters_of(modules) else gaps
 
 
 def _of_unknown_modules(
