@@ -190,7 +190,7 @@ struct recovery {
 	u32 duplicates;	    /* that the peer had reported when this was last seen */
 	u32 timeout_seq;    /* snd_una at the last time-out */
 	u32 timeout_number; /* and icsk_retransmits */
-	u32 is_dropped_here; /* this node dropped a segment that was sent again: see dropped_segments */
+	u32 drops; /* on this node, of segments that were sent again: see dropped_segments */
 };
 
 struct socket_queue {

@@ -305,13 +305,13 @@ static __always_inline void find_retransmits(struct pending_reading *reading,
 	recovery = state->recovering == IN_RECOVERY ? look_up_recovery(sk) : 0;
 	if (recovery) {
 		since = recovery->begin_ns;
-		is_dropped_here = recovery->is_dropped_here & 1;
+		is_dropped_here = is_equal(recovery->drops, 0) ^ 1;
 	} else {
 		since = time_of_stamp(tp, READ(tp, retrans_stamp), now);
 	}
 	_Static_assert(PENDING_UNACKNOWLEDGED_DROPS == PENDING_UNACKNOWLEDGED_RETRANSMITS + 1,
 		       "the kinds of retransmits are neighbours");
-	pending += PENDING_UNACKNOWLEDGED_RETRANSMITS + is_dropped_here;
+	pending += PENDING_UNACKNOWLEDGED_RETRANSMITS + (is_dropped_here & 1);
 	add_one(pending, since, now);
 	add_socket(pending, sent - unacknowledged);
 	turn->resent_age_ns = of_a_second(age_of(since, now));
@@ -577,8 +577,7 @@ static __always_inline void add_datagrams(volatile struct pending *pending,
 			break;
 		segment = &segments[(first + i) & (size - 1)];
 		queued_ns = segment->queued_ns;
-		is_known = is_equal(segment->seq, first + i) &
-			   is_below_0(PLACE_UNMATCHED - queued_ns);
+		is_known = is_equal(segment->seq, first + i) & is_below_0(PLACE_PIECES - queued_ns);
 		add_if(is_known, pending, queued_ns, now);
 	}
 }

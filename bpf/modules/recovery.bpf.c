@@ -37,6 +37,7 @@ struct dropped_segment {
 	u64 seq;
 };
 BPF_TABLE("lru_hash", struct dropped_segment, u64, dropped_segments, 1024);
+#define MOST_DROPPED_PIECES 8 /* of one retransmission */
 
 static __always_inline void note_dropped(u64 sk, u32 seq)
 {
@@ -63,9 +64,28 @@ static __always_inline u64 take_drops(struct sock *sk, u32 seq)
 	return count;
 }
 
+/* The same of all that begins in a retransmission: GSO in software may have cut it before it was dropped. */
+static __always_inline u64 take_all_drops(struct sock *sk, struct tcp_sock *tp, u32 seq, u32 end)
+{
+	u32 mss = READ(tp, mss_cache), at = seq;
+	u64 drops = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MOST_DROPPED_PIECES; i++, at += mss)
+		if (is_after(end, at))
+			drops += take_drops(sk, at);
+	return drops;
+}
+
 #else
 
 static __always_inline u64 take_drops(struct sock *sk, u32 seq)
+{
+	return 0;
+}
+
+static __always_inline u64 take_all_drops(struct sock *sk, struct tcp_sock *tp, u32 seq, u32 end)
 {
 	return 0;
 }
@@ -186,8 +206,9 @@ static __always_inline void end_recovery(struct config *config, struct socket_st
 		return;
 	else
 		count_for(config, state->owners, COUNTER_HANDSHAKE_RETRANSMITS);
-	if (ns && state->recovering == IN_RECOVERY && recovery->is_dropped_here)
-		add_for(config, state->owners, COUNTER_DROPPED_AND_RESENT_NS, ns);
+	if (ns && state->recovering == IN_RECOVERY && recovery->drops)
+		add_both_for(config, state->owners, COUNTER_DROPPED_AND_RESENT, recovery->drops,
+			     COUNTER_DROPPED_AND_RESENT_NS, ns);
 	if (ns)
 		record_long_for(config, state->owners, STAGE_TCP_RECOVERY, ns);
 	else if (!config->slice)
@@ -231,11 +252,9 @@ static __always_inline void note_repetition(struct config *config, struct socket
 
 	if (!READ(skb, len))
 		return;
-	drops = take_drops(sk, READ(cb, seq));
-	if (drops)
-		add_for(config, state->owners, COUNTER_DROPPED_AND_RESENT, drops);
+	drops = take_all_drops(sk, tp, READ(cb, seq), repeated);
 	if (state->recovering == IN_RECOVERY && is_after(recovery->end_seq, READ(tp, snd_una))) {
-		recovery->is_dropped_here |= !!drops;
+		recovery->drops += drops;
 		if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
 			recovery->end_seq = repeated; /* and more is lost */
 		return;
@@ -247,7 +266,7 @@ static __always_inline void note_repetition(struct config *config, struct socket
 	recovery->duplicates = READ(tp, dsack_dups);
 	recovery->begin_ns = begin_of_waiting(sk, tp, recovery, skb, bpf_ktime_get_ns());
 	recovery->end_seq = end;
-	recovery->is_dropped_here = !!drops;
+	recovery->drops = drops;
 	/* last: on_cgroup_ingress() may end it at once */
 	asm volatile("" ::: "memory");
 	state->recovering = IN_RECOVERY;

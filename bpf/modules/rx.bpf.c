@@ -1246,7 +1246,9 @@ static __always_inline struct received *find_queued(struct sock *sk, struct conf
 	if (packet)
 		return packet;
 	packet = get_received(cpu->received_id);
-	return packet && (is_piece(packet) || undelivered < 2) ? packet : 0;
+	if (packet && is_piece(packet))
+		return packet->netns == netns_of_socket(sk) ? packet : 0;
+	return packet && undelivered < 2 ? packet : 0;
 }
 
 /* A datagram is in its socket's queue. */

@@ -34,8 +34,12 @@ from latencyprobe.domain.wait import (
 _HARMFUL = frozenset(
     {
         "BPF_CGROUP_EGRESS",
+        "CAKE_FLOOD",
         "CPU_BACKLOG",
         "DEV_READY",
+        "FQ_BAND_LIMIT",
+        "FQ_FLOW_LIMIT",
+        "FQ_HORIZON_LIMIT",
         "FULL_RING",
         "IP_INADDRERRORS",
         "IP_OUTNOROUTES",
@@ -47,7 +51,10 @@ _HARMFUL = frozenset(
         "NOMEM",
         "PKT_TOO_BIG",
         "PROTO_MEM",
+        "QDISC_BURST_DROP",
+        "QDISC_CONGESTED",
         "QDISC_DROP",
+        "QDISC_OVERLIMIT",
         "SKB_CSUM",
         "SOCKET_BACKLOG",
         "SOCKET_FILTER",
@@ -301,14 +308,35 @@ class Losses:
     @property
     def _unrepaired_drops(self) -> int:
         """The drops whose time is in no recovery, such as those of datagrams."""
-        resent = self.measurement.counters.get("droppedAndResent", 0)
+        resent = max(self._resent_drops - max(self._drops_for_others - self._acks, 0), 0)
         left = self._dropped_segments - self._dropped_acks
         return self._number_of_drops - self._dropped_acks - min(resent, left)
 
     @property
     def _dropped_acks(self) -> int:
-        """The dropped ACKs without data. They cost nothing: the next one says the same."""
-        return min(self.measurement.counters.get("droppedAcks", 0), self._dropped_segments)
+        """The harmful drops that were ACKs without data, and cost nothing: the next says the same.
+
+        Those of other reasons were ACKs first.
+        """
+        return min(max(self._acks - self._drops_for_others, 0), self._dropped_segments)
+
+    @property
+    def _acks(self) -> int:
+        return self.measurement.counters.get("droppedAcks", 0)
+
+    @property
+    def _resent_drops(self) -> int:
+        return self.measurement.counters.get("droppedAndResent", 0)
+
+    @cached_property
+    def _drops_for_others(self) -> int:
+        """The drops for reasons that are not known to be harmful, nor harmless."""
+        known = {DROP_PREFIX + reason for reason in _HARMFUL | _HARMLESS}
+        return sum(
+            count
+            for name, count in self.measurement.counters.items()
+            if name.startswith(DROP_PREFIX) and name not in known
+        )
 
     @cached_property
     def _dropped_packets(self) -> Wait:
@@ -319,7 +347,8 @@ class Losses:
             if name.startswith(DROPS_IN_PREFIX) and count
         }
         received = self.measurement.stage("rx.total").histogram.count
-        number = self._number_of_drops - self._dropped_acks
+        # What was sent again was needed, also for a reason that no list here has.
+        number = max(self._number_of_drops - self._dropped_acks, self._resent_drops)
         ns = self._of_own_drops_ns + self._unrepaired_drops * FAILURE_NS
         is_noteworthy = number >= MANY_FAILURES
         is_noteworthy &= DEFAULT_BOUNDS.add_up(ns, number, number + received)
@@ -328,7 +357,7 @@ class Losses:
 
     def _resent(self) -> Iterator[str]:
         """Yield what the drops cost that were joined to their retransmissions."""
-        ns, count = self._of_own_drops_ns, self.measurement.counters.get("droppedAndResent", 0)
+        ns, count = self._of_own_drops_ns, self._resent_drops
         if ns and count:
             took = f"their recovery took {format_ns(ns)} in all"
             yield of_time(ns, f"{count:,} of the dropped segments were sent again: {took}")

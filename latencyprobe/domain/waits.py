@@ -290,7 +290,7 @@ class _Ledger:
         yield stuck._replace(is_noteworthy=self._are_late(STUCK_REQUESTS, "app.response"))
         yield self._missing_answers()
         yield self._abandoned
-        yield self._slow_connects()
+        yield self._slow_connects
 
     def _own_answers(self) -> Wait:
         answers = self.measurement.stage("app.response")
@@ -318,7 +318,9 @@ class _Ledger:
     def _answering_ns(self) -> int:
         """The time of the target's own answers, without its waits for its peers."""
         of_peers_ns = self._histogram("udp.response").sum_ns + self._abandoned.ns
-        of_peers_ns += self._losses.abandoned_connects_ns + self._slow_connects_ns
+        of_peers_ns += self._losses.abandoned_connects_ns
+        if self._slow_connects.is_noteworthy:
+            of_peers_ns += self._slow_connects.ns
         if self._histogram("app.response").max_ns >= FAILURE_NS:  # one waited for a resolver
             of_peers_ns += self._name_servers.waited_ns
         if not self._requests_of_each:
@@ -332,11 +334,16 @@ class _Ledger:
 
     @property
     def _slow_connects_ns(self) -> int:
-        """The time by which connects were longer than the network explains."""
-        counters = self.measurement.counters
-        of_path_ns = counters.get("slowConnects", 0) * self._trips.growth_ns
-        return max(counters.get("slowConnectsNs", 0) - of_path_ns, 0)
+        """The time by which connects were longer than the network and this node explain.
 
+        They are counted when their connections end, so the connects of the window bound them.
+        """
+        counters, trips = self.measurement.counters, self._trips
+        of_path_ns = counters.get("slowConnects", 0) * (trips.growth_ns + trips.queued_ns)
+        left_ns = counters.get("slowConnectsNs", 0) - of_path_ns
+        return max(min(left_ns, self._time_ns("tcp.connect")), 0)
+
+    @cached_property
     def _slow_connects(self) -> Wait:
         """Return the wait for the answers to SYNs: no SYN was lost, and the path is shorter."""
         count, ns = self.measurement.counters.get("slowConnects", 0), self._slow_connects_ns

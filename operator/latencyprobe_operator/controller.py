@@ -134,6 +134,8 @@ class Controller:
             asyncio.create_task(self._keep_gauges(), name="gauges"),
             asyncio.create_task(_keep_giving_back(), name="free memory"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(_say_why)
 
     async def close(self) -> None:
         """Disconnect; the agents go on until their lease ends.
@@ -343,6 +345,11 @@ class Controller:
             disconnected = self._disconnected_nodes.count(self._fleet.connections(), at=now)
             self.metrics.set_gauges(phases, self._fleet.states(), disconnected)
             await asyncio.sleep(_GAUGES_S)
+
+
+def _say_why(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.critical("the task %r has failed", task.get_name(), exc_info=error)
 
 
 async def _keep_giving_back() -> None:

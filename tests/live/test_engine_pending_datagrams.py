@@ -113,6 +113,23 @@ async def test_the_age_is_that_of_the_oldest_datagram(start_engine: Start, pair:
         assert of_rest.waiting_ns < 2 * of_rest.oldest_ns  # the later one is younger
 
 
+async def test_a_datagram_that_came_in_fragments_has_no_age(
+    start_engine: Start, pair: Pair
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with both_ends(*pair) as (asking, answering):
+        exchange(asking, answering)
+        send_unread(asking, answering, bytes(4000), 3)
+        assert unread(engine).oldest_ns == 0
+        if not is_measured(engine):
+            return
+        sent_from_ns = time.monotonic_ns()
+        send_unread(asking, answering, b"question", 1)
+        until(lambda: unread(engine).oldest_ns, "the whole datagram is known")
+        found = unread(engine)
+        assert found.oldest_ns <= time.monotonic_ns() - sent_from_ns
+
+
 async def test_datagrams_for_a_process_are_found_by_its_files(
     start_engine: Start, pair: Pair
 ) -> None:

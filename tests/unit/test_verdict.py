@@ -899,6 +899,26 @@ def test_connects_that_wait_in_a_queue_of_the_path_are_not_the_peers() -> None:
     assert "Peer" not in verdict.waiting_ns
 
 
+def test_connects_of_hours_ago_whose_connections_end_now_are_no_wait_of_this_window() -> None:
+    near = measured(1000, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=MS // 5)
+    ended = Measurement(counters={"slowConnects": 50, "slowConnectsNs": 50 * 300 * MS})
+    again = measured(50, tcp_connect=MS // 5)
+    assert judge(near + ended).bottleneck is Bottleneck.NONE
+    assert judge(near + ended + again).bottleneck is Bottleneck.NONE
+
+
+def test_connects_that_wait_in_a_queue_of_this_node_are_not_the_peers() -> None:
+    queued = measured(1000, rx_socket=20 * US, tx_stack=10 * US, tx_qdisc=48 * MS, tcp_rtt=MS)
+    assert "Peer" not in judge(queued + connected(500, 500, 48)).waiting_ns
+
+
+def test_few_slow_connects_leave_slow_answers_to_the_application() -> None:
+    asked = QUICK_PACKETS + measured(100, app_response=80 * MS)
+    verdict = judge(asked + connected(4, 4, 400))
+    assert verdict.bottleneck is Bottleneck.APPLICATION
+    assert verdict.waiting_ns["Application"] == 8000 * MS
+
+
 def resent(count: int, each_ms: int) -> Measurement:
     """Segments that this node dropped, and that were sent again."""
     counters = {"droppedAndResent": count, "droppedAndResentNs": count * each_ms * MS}
@@ -958,6 +978,23 @@ def test_a_stray_probe_leaves_dropped_queries_to_the_drops() -> None:
     assert verdict.bottleneck is Bottleneck.DROPS
     assert verdict.waiting_ns["Drops"] == 70_000 * MS
     assert verdict.waiting_ns["PacketLoss"] == 20 * MS
+
+
+@pytest.mark.parametrize("reason", ["FQ_FLOW_LIMIT", "QDISC_OVERLIMIT", "OTHER", "OVS_METER"])
+def test_a_segment_that_was_sent_again_was_needed_for_any_reason_of_its_drop(reason: str) -> None:
+    asked = measured(585, rx_socket=20 * US, tx_stack=10 * US, tcp_rtt=MS, peer_response=MS)
+    drops = Measurement(counters={f"drops.{reason}": 15})
+    verdict = judge(asked + recovered(15, 207) + drops + resent(15, 207))
+    assert verdict.bottleneck is Bottleneck.DROPS
+    assert verdict.waiting_ns["Drops"] == 15 * 207 * MS
+
+
+@pytest.mark.parametrize("counter", ["droppedAcks", "droppedAndResent"])
+def test_drops_of_a_reason_that_is_not_known_excuse_no_harmful_ones(counter: str) -> None:
+    drops = {"drops.OTHER": 400, "drops.NETFILTER_DROP": 20, counter: 400}
+    verdict = judge(QUICK_PACKETS + Measurement(counters=drops))
+    assert verdict.bottleneck is Bottleneck.DROPS
+    assert verdict.waiting_ns["Drops"] == 20_000 * MS
 
 
 @pytest.mark.parametrize("acks", [20, 400])

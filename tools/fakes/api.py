@@ -178,7 +178,10 @@ class FakeApi:
                     "resourceVersion": "7",
                     "continue": str(end) if end < len(items) else "",
                 },
-                "items": [{"metadata": p["metadata"]} for p in found] if of_metadata else found,
+                # as the API server, which has no empty lists of metadata
+                "items": ([{"metadata": p["metadata"]} for p in found] or None)
+                if of_metadata
+                else found,
             }
         )
 

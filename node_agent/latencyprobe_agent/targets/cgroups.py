@@ -166,6 +166,7 @@ class SubtreeTracker:
         self._processes = processes
         self._directory = directory
         self._most_cgroups = most_cgroups
+        self._is_cut = False
         self._inode: int | None = None
         self._directories: dict[str, os.stat_result] = {}
         self._netns: frozenset[int] = frozenset()
@@ -174,7 +175,7 @@ class SubtreeTracker:
     def poll(self) -> TargetFacts:
         """Return the current facts of the cgroup; GONE once its directory is removed."""
         if self._polls % _POLLS_PER_WALK == 0 or self._has_changed():
-            self._directories = dict(self._hierarchy.walk(self._directory, self._most_cgroups))
+            self._walk()
         self._polls += 1
         here = self._directories.get(self._directory)
         if here is None or (self._inode is not None and here.st_ino != self._inode):
@@ -185,6 +186,13 @@ class SubtreeTracker:
             )
         self._inode = here.st_ino
         return self._describe()
+
+    def _walk(self) -> None:
+        most = self._most_cgroups
+        one_more = None if most is None else most + 1
+        found = list(self._hierarchy.walk(self._directory, one_more))
+        self._is_cut = most is not None and len(found) > most
+        self._directories = dict(found[:most])
 
     def _has_changed(self) -> bool:
         for directory, known in self._directories.items():
@@ -209,7 +217,7 @@ class SubtreeTracker:
         if namespaces.inodes:
             self._netns = namespaces.inodes
         state, message = self._judge(pids, hidden=0 in listed, refused=namespaces.refused)
-        return TargetFacts(
+        facts = TargetFacts(
             state,
             message,
             cgroup=self._hierarchy.relative(self._directory),
@@ -217,6 +225,14 @@ class SubtreeTracker:
             cgroup_ids=frozenset(status.st_ino for status in self._directories.values()),
             cgroup_directories=frozenset(self._directories),
             netns=self._netns,
+        )
+        return facts.partial(self._cut) if self._is_cut else facts
+
+    @property
+    def _cut(self) -> str:
+        return (
+            f"it has more than {self._most_cgroups} cgroups: processes in the others that have "
+            "network namespaces of their own are not measured"
         )
 
     def _judge(

@@ -150,7 +150,8 @@ class Cluster:
             )
             async with response:
                 page = await _read(response)
-            probes += [{"metadata": body["metadata"]} for body in page["items"]]
+            # null, if there are none
+            probes += [{"metadata": body["metadata"]} for body in page["items"] or ()]
             if not (more := page["metadata"].get("continue")):
                 return probes
             query["continue"] = more

@@ -197,6 +197,17 @@ def test_of_any_number_of_cgroups_in_a_container_the_upper_levels_are_listed(
     facts = _track(tmp_path).poll()
     assert len(facts.cgroup_ids) <= MAX_CGROUPS_OF_POD
     assert {str(container), str(container / "inner/most")} <= facts.cgroup_directories
+    assert facts.is_partial
+    assert f"more than {MAX_CGROUPS_OF_POD} cgroups" in facts.message
+
+
+def test_a_container_with_as_many_cgroups_as_are_listed_is_whole(tmp_path: Path) -> None:
+    container = tmp_path / f"cgroup/kubepods/pod{UID}/{CID}"
+    for level in (container, *(container / str(n) for n in range(MAX_CGROUPS_OF_POD - 1))):
+        _fake_container(level)
+    facts = _track(tmp_path).poll()
+    assert len(facts.cgroup_ids) == MAX_CGROUPS_OF_POD
+    assert not facts.is_partial
 
 
 def test_processes_outside_of_our_pid_namespace_ask_for_host_pid(tmp_path: Path) -> None:

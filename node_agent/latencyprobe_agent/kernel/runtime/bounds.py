@@ -46,6 +46,7 @@ class TargetBounds:
         self.socket_memory: SocketMemory | None = None
         self.lost_parts: Mapping[int, Sequence[LostPart]] = {}
         self._unmatched: dict[int, dict[str, LostPart]] = {}
+        self._specs: Mapping[int, SlotSpec] = {}
 
     def follow(
         self,
@@ -63,13 +64,16 @@ class TargetBounds:
         """Forget the present object, which ends."""
         self.socket_memory = self._threads = None
         self.lost_parts = {}
-        self._unmatched = {}
 
     def admit(self, new: Collection[int], slots: Mapping[int, SlotSpec]) -> None:
         """Have each tenant's share ready before a program counts for one of its new slots."""
         tenants = {slot: spec.tenant for slot, spec in slots.items()}
-        for slot in new:
-            self._unmatched.pop(slot, None)
+        self._unmatched = {
+            slot: parts
+            for slot, parts in self._unmatched.items()
+            if slot in slots and slots[slot] == self._specs.get(slot)
+        }
+        self._specs = slots
         if self.socket_memory is not None:
             self.socket_memory.admit(new, tenants)
         if self._threads is not None:
