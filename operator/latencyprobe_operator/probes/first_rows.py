@@ -20,7 +20,10 @@ _NEWS_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class FirstRows:
-    """The rows of the pods of a status. `verdicts`: by node and name, in the order of the rows."""
+    """The rows of the pods of a status. `verdicts`: by node and name, in the order of the rows.
+
+    An ended pod of a StatefulSet and the next one have one name: the first row has the verdict.
+    """
 
     worst: WorstPod | None
     verdicts: Mapping[tuple[object, object], object]
@@ -43,18 +46,17 @@ class FirstRows:
 
 def rows_of(document: Mapping[str, Any]) -> FirstRows:
     """Return the rows of a status that is about to be written."""
-    verdicts = {
-        (row["node"], row["name"]): row["verdict"]["bottleneck"]
-        for row in document.get("pods") or ()
-    }
+    verdicts: dict[tuple[object, object], object] = {}
+    for row in document.get("pods") or ():
+        verdicts.setdefault((row["node"], row["name"]), row["verdict"]["bottleneck"])
     return FirstRows(worst_of(document), verdicts)
 
 
 def rows_of_facts(pods: Sequence[PodFacts]) -> FirstRows:
     """Return the same, before the rows are built."""
-    verdicts: dict[tuple[object, object], object] = {
-        (pod.node, pod.name): str(pod.report.verdict.bottleneck) for pod in pods
-    }
+    verdicts: dict[tuple[object, object], object] = {}
+    for pod in pods:
+        verdicts.setdefault((pod.node, pod.name), str(pod.report.verdict.bottleneck))
     worst = None
     if pods:
         node, name, stages = pods[0].node, pods[0].name, pods[0].report.stages

@@ -64,6 +64,15 @@ def test_facts_have_the_first_rows_of_the_status_that_is_built_from_them() -> No
     assert rows_of_facts(pods_of(**pods)) == rows_of(rows(**pods))
 
 
+def test_an_ended_pod_and_the_next_one_of_its_name_are_no_news_again() -> None:
+    of_one_name = [listed("db-0", "node-a", ("c",), measured) for measured in (SLOW_READER, QUIET)]
+    document = build(facts(pods=of_one_name), now=NOW)
+
+    assert rows_of_facts(of_one_name) == rows_of(document)
+    assert not rows_of(document).are_news(worst_of(document))
+    assert not rows_of_facts(of_one_name).are_news(worst_of(document))
+
+
 @pytest.mark.parametrize(
     "corrupt",
     [
