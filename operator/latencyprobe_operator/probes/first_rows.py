@@ -7,6 +7,7 @@ its row says another thing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,14 @@ class FirstRows:
 
 
 def rows_of(document: Mapping[str, Any]) -> FirstRows:
-    """Return the rows of a status that is about to be written."""
+    """Return the rows of a status that is about to be written, without corrupt ones.
+
+    A status may have rows of the one before, of which the CRD requires a name alone.
+    """
     verdicts: dict[tuple[object, object], object] = {}
     for row in document.get("pods") or ():
-        verdicts.setdefault((row["node"], row["name"]), row["verdict"]["bottleneck"])
+        with suppress(KeyError, TypeError):
+            verdicts.setdefault((row["node"], row["name"]), row["verdict"]["bottleneck"])
     return FirstRows(worst_of(document), verdicts)
 
 

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
+from latencyprobe_operator.api.spec import ProbeKey
+from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.probes.document import worst_of
 from latencyprobe_operator.probes.first_rows import rows_of, rows_of_facts
 from latencyprobe_operator.probes.status import build
+from latencyprobe_operator.probes.writer import StatusWriter
 from tests.unit.operator_.status_facts import NOW, SLOW_READER, facts, listed
 from tools.fakes.agent import measurement
 
+KEY = ProbeKey(uid="uid-checkout", namespace="shop", name="checkout")
 MS = 10**6
 QUIET = measurement(*[MS] * 200)
 
@@ -73,23 +77,45 @@ def test_an_ended_pod_and_the_next_one_of_its_name_are_no_news_again() -> None:
     assert not rows_of_facts(of_one_name).are_news(worst_of(document))
 
 
-@pytest.mark.parametrize(
-    "corrupt",
-    [
-        {"pods": [{}]},
-        {"pods": [{"node": "n", "name": "a", "verdict": {"bottleneck": "None"}}]},
-        {
-            "pods": [
-                {
-                    "node": "n",
-                    "name": "a",
-                    "verdict": {"bottleneck": "None"},
-                    "stages": [{"name": "rx.total", "p99Ns": "long"}],
-                }
-            ]
-        },
-        {"pods": "none"},
-    ],
-)
+CORRUPT = [
+    {"pods": [{}]},
+    {"pods": [{"node": "n", "name": "a", "verdict": {"bottleneck": "None"}}]},
+    {
+        "pods": [
+            {
+                "node": "n",
+                "name": "a",
+                "verdict": {"bottleneck": "None"},
+                "stages": [{"name": "rx.total", "p99Ns": "long"}],
+            }
+        ]
+    },
+    {"pods": "none"},
+]
+
+
+@pytest.mark.parametrize("corrupt", CORRUPT)
 def test_a_corrupt_row_of_the_written_status_is_no_worst_pod(corrupt: dict[str, Any]) -> None:
     assert worst_of(corrupt) is None
+
+
+def sound_row(name: str) -> dict[str, Any]:
+    """The row of a pod with a verdict."""
+    return {"node": "n", "name": name, "verdict": {"bottleneck": "None"}, "stages": []}
+
+
+@pytest.mark.parametrize(
+    "corrupt", [*CORRUPT, {"pods": [{"name": "a"}]}, {"pods": [sound_row("a"), {"name": "b"}]}]
+)
+async def test_a_corrupt_row_of_the_written_status_holds_up_no_other_part(
+    corrupt: dict[str, Any],
+) -> None:
+    async def patch(*_: object) -> dict[str, Any]:
+        raise AssertionError("only decided")
+
+    written = {"phase": "Completed", "omittedPods": 0, **corrupt}
+    body = {"metadata": {"uid": KEY.uid}, "status": written}
+    writer = StatusWriter(KEY, body, patch_status=patch, metrics=OperatorMetrics())
+    document = {**written, "omittedPods": 1}
+
+    assert writer.worth_writing(document) == document
