@@ -30,7 +30,6 @@ from latencyprobe_operator.leadership import Leadership
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.model import read_pod
 from latencyprobe_operator.observed_state import ReportedProbe
-from latencyprobe_operator.probes.measured_time import longest_gap_s
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.turns import NamespaceTurns
 from latencyprobe_operator.spec_pace import PacedSpecs
@@ -123,7 +122,7 @@ class Controller:
             building=NamespaceTurns(),
             min_interval_s=limits.min_interval_s,
             directory=self._watches,
-            longest_gap_s=longest_gap_s(leadership.timing.duration_s if leadership else None),
+            lease_s=leadership.timing.duration_s if leadership else None,
         )
 
     async def start(self) -> None:

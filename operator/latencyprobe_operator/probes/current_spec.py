@@ -19,10 +19,24 @@ from latencyprobe_operator.api.spec import (
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s, timestamp
 from latencyprobe_operator.probes.facts import Problem
+from latencyprobe_operator.probes.measured_time import begin_of, longest_gap_s
 
 log = logging.getLogger(__name__)
 
 _WITHOUT_SPEC_INTERVAL_S = 60.0
+
+
+def start_time_of(body: Mapping[str, Any], now: float, *, lease_s: float | None) -> str | None:
+    """Return the timestamp of the begin of measuring, by the present clock; None before it.
+
+    `lease_s`: see `longest_gap_s`.
+    """
+    try:
+        interval_s = read_probe(body).interval_s
+    except SpecError:
+        interval_s = _WITHOUT_SPEC_INTERVAL_S
+    most_s = longest_gap_s(lease_s, interval_s)
+    return begin_of(body.get("status") or {}, now, most_s=most_s)
 
 
 class CurrentSpec:

@@ -18,19 +18,25 @@ from latencyprobe_operator.api.timestamps import epoch_s, timestamp
 
 # As agents.generations.LEASE_S.
 LONGEST_GAP_S = 300.0
-# As writer._STALE_S: while a probe measures, its status is not older.
+# As writer._STALE_S, and as StatusSchedule decides: while a probe measures, its status is not older
+# than both of these.
 _STATUS_AGE_S = 60.0
+_STATUS_AGE_INTERVALS = 1.5
 # Timestamps are of whole seconds, and so is the time so far.
 _ROUNDING_S = 2.0
 _MEASURING = frozenset({Phase.PENDING, Phase.RUNNING, Phase.DEGRADED})
 
 
-def longest_gap_s(lease_s: float | None) -> float:
+def longest_gap_s(lease_s: float | None, interval_s: float) -> float:
     """Return the longest time that may have been measured since a status of another operator.
 
-    `lease_s`: the duration of the operators' Lease; None without an election.
+    `lease_s`: the duration of the operators' Lease; None without an election. `interval_s`: that of
+    the status.
     """
-    return LONGEST_GAP_S if lease_s is None else min(_STATUS_AGE_S + lease_s, LONGEST_GAP_S)
+    if lease_s is None:
+        return LONGEST_GAP_S
+    age_s = max(_STATUS_AGE_S, _STATUS_AGE_INTERVALS * interval_s)
+    return min(age_s + lease_s, LONGEST_GAP_S)
 
 
 def begin_of(status: Mapping[str, Any], now: float, *, most_s: float = LONGEST_GAP_S) -> str | None:

@@ -22,7 +22,7 @@ from latencyprobe_operator.kube.directory import NO_PODS, PodDirectory
 from latencyprobe_operator.metrics import OperatorMetrics
 from latencyprobe_operator.observed_state import AgentView, ReportedProbe
 from latencyprobe_operator.probes.announcer import Announcer, EventWriter
-from latencyprobe_operator.probes.current_spec import CurrentSpec
+from latencyprobe_operator.probes.current_spec import CurrentSpec, start_time_of
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.draft import Draft, draft_without_pods
 from latencyprobe_operator.probes.facts import ProbeFacts
@@ -30,7 +30,6 @@ from latencyprobe_operator.probes.gathering import FactsGatherer
 from latencyprobe_operator.probes.intake import ReportIntake
 from latencyprobe_operator.probes.last_figures import LastFigures
 from latencyprobe_operator.probes.left_nodes import pods_of_rows
-from latencyprobe_operator.probes.measured_time import LONGEST_GAP_S, begin_of
 from latencyprobe_operator.probes.naming import Naming
 from latencyprobe_operator.probes.objectives import exceeded_in
 from latencyprobe_operator.probes.schedule import StatusSchedule, pause_s
@@ -69,14 +68,14 @@ class Probe:
         events: EventWriter | None = None,
         directory: PodDirectory = NO_PODS,
         waits_for_agents: bool = False,
-        longest_gap_s: float = LONGEST_GAP_S,
+        lease_s: float | None = None,
     ) -> None:
         """Follow the pods of this object at once.
 
         `touch`: the desired states of these nodes have changed. `agent` returns the view of the
         agent of a node. `node_figures`: it gets figures of whole nodes, and names of pods of
         other namespaces. `events`: without it there are no Events. `directory`: for names.
-        `waits_for_agents`: until `expect_reports`. `longest_gap_s`: see `measured_time.begin_of`.
+        `waits_for_agents`: until `expect_reports`. `lease_s`: see `measured_time.longest_gap_s`.
         """
         previous: Document = dict(body.get("status") or {})
         self.key = probe_key(body)
@@ -91,7 +90,7 @@ class Probe:
         self._building = building or NamespaceTurns()
         self._current = CurrentSpec(
             self.key,
-            begin_of(previous, self._steady_clock(), most_s=longest_gap_s),
+            start_time_of(body, self._steady_clock(), lease_s=lease_s),
             min_interval_s=min_interval_s,
             node_figures=node_figures,
         )

@@ -66,7 +66,7 @@ def test_a_failover_takes_a_status_and_a_lease_from_a_probe_at_most_by_any_clock
 ) -> None:
     duration_s, failover_s, lease_s = 300, 15, 15
     now = epoch_s(BEGIN) + 60 + failover_s + ahead_s
-    begin = begin_of(status(measuredSeconds=60), now, most_s=longest_gap_s(lease_s))
+    begin = begin_of(status(measuredSeconds=60), now, most_s=longest_gap_s(lease_s, 10))
 
     assert begin
     left_s = epoch_s(begin) + duration_s - now
@@ -75,6 +75,8 @@ def test_a_failover_takes_a_status_and_a_lease_from_a_probe_at_most_by_any_clock
 
 def test_the_longest_gap_is_that_of_a_failover_if_there_is_an_election() -> None:
     assert _STATUS_AGE_S == _STALE_S
-    assert longest_gap_s(15) == 75
-    assert longest_gap_s(3600) == LONGEST_GAP_S
-    assert longest_gap_s(None) == LONGEST_GAP_S
+    assert longest_gap_s(15, 10) == 75
+    assert longest_gap_s(15, 120) == 195
+    assert longest_gap_s(15, 600) == LONGEST_GAP_S
+    assert longest_gap_s(3600, 10) == LONGEST_GAP_S
+    assert longest_gap_s(None, 10) == LONGEST_GAP_S

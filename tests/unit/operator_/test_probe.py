@@ -503,6 +503,26 @@ async def test_a_clock_that_is_set_between_two_operators_neither_ends_nor_stretc
         assert world.status["measuredSeconds"] == 3600
 
 
+@pytest.mark.parametrize(("interval", "measured_s"), [("5m", 1200), ("10s", 1075)])
+async def test_a_failover_takes_no_time_from_a_probe_whose_status_is_written_seldom(
+    world: World, interval: str, measured_s: int
+) -> None:
+    begin, age_s = 1_000_000.0, 200
+    world.status = {"startTime": timestamp(begin), "measuredSeconds": 1000, "phase": "Running"}
+    async with running(
+        world,
+        {**probe_body(interval=interval, duration="1h"), "status": world.status},
+        steady_clock=lambda: begin + 1000 + age_s,
+        lease_s=15,
+    ):
+        world.show(pod("a"))
+        await until(
+            lambda: world.status["measuredSeconds"] == measured_s,
+            what=lambda: world.status,
+        )
+        assert world.status["startTime"] == timestamp(begin + 1200 - measured_s)
+
+
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
 async def test_a_completed_probe_stays_completed_with_any_clock_of_the_next_operator(
     world: World, jump_s: float
