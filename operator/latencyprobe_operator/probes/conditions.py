@@ -7,7 +7,7 @@ probe that has nothing to measure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from latencyprobe_operator.api.conditions import (
@@ -226,15 +226,27 @@ def _without_modules(nodes: Sequence[NodeFacts]) -> Finding:
 
 
 def _objectives(judgements: Sequence[Judgement]) -> Finding:
-    def messages(outcome: ObjectiveOutcome) -> str:
-        return "; ".join(each.message for each in judgements if each.outcome is outcome)
+    def of(outcome: ObjectiveOutcome) -> list[Judgement]:
+        return [each for each in judgements if each.outcome is outcome]
 
-    if missed := messages(ObjectiveOutcome.MISSED):
-        return Finding(ConditionStatus.FALSE, ObjectivesReason.OBJECTIVE_MISSED, missed)
-    if unknown := messages(ObjectiveOutcome.UNKNOWN):
-        return Finding(ConditionStatus.UNKNOWN, ObjectivesReason.INSUFFICIENT_DATA, unknown)
-    met = messages(ObjectiveOutcome.MET)
-    return Finding(ConditionStatus.TRUE, ObjectivesReason.ALL_MET, met)
+    if missed := of(ObjectiveOutcome.MISSED):
+        return Finding(
+            ConditionStatus.FALSE, ObjectivesReason.OBJECTIVE_MISSED, _messages_of(missed)
+        )
+    # First, since a long message is cut: another operator goes on from their times.
+    exceeded = [each for each in judgements if each.is_exceeded]
+    if unknown := of(ObjectiveOutcome.UNKNOWN):
+        return Finding(
+            ConditionStatus.UNKNOWN,
+            ObjectivesReason.INSUFFICIENT_DATA,
+            _messages_of([*exceeded, *unknown]),
+        )
+    met = [each for each in of(ObjectiveOutcome.MET) if not each.is_exceeded]
+    return Finding(ConditionStatus.TRUE, ObjectivesReason.ALL_MET, _messages_of([*exceeded, *met]))
+
+
+def _messages_of(judgements: Iterable[Judgement]) -> str:
+    return "; ".join(each.message for each in judgements)
 
 
 def _incomplete(start_time: str | None, duration_s: float) -> Finding:

@@ -43,6 +43,11 @@ class Judgement:
         """The objective's name, which has no colon."""
         return self.message.partition(": ")[0]
 
+    @property
+    def is_exceeded(self) -> bool:
+        """Return True if it is met only because it has been exceeded for less than its `for`."""
+        return bool(_EXCEEDED.search(self.message))
+
 
 def missed_in(status: Mapping[str, Any]) -> set[str]:
     """Return the names of the objectives that a status has as missed."""
@@ -58,14 +63,14 @@ def missed_in(status: Mapping[str, Any]) -> set[str]:
 def exceeded_in(status: Mapping[str, Any]) -> Mapping[str, float]:
     """Return the seconds for which a status has objectives as exceeded, by their names.
 
-    Those of a missed one are infinite. While another one is missed or unknown, those that are
-    exceeded for a shorter time are not in the status.
+    Those of a missed one are infinite. While another one is missed, those that are exceeded for a
+    shorter time are not in the status.
     """
     messages = [
         each.get("message", "")
         for each in status.get("conditions") or ()
         if each.get("type") == ConditionType.OBJECTIVES_MET
-        and each.get("status") == ConditionStatus.TRUE
+        and each.get("status") != ConditionStatus.FALSE
     ]
     parts = [part for message in messages for part in message.split("; ")]
     exceeded = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from latencyprobe.domain.attention import Objective
-from latencyprobe.domain.measurement import NOTHING
+from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe_operator.api.spec import NamedObjective
 from latencyprobe_operator.probes.objectives import ObjectiveOutcome, ObjectivesWatch, exceeded_in
+from latencyprobe_operator.probes.status import build
+from tests.unit.operator_.status_facts import NOW, SPEC, facts
 from tools.fakes.agent import measurement
 
 READS = NamedObjective("reads", Objective("rx.total", 99, 5_000_000), 60)
@@ -106,6 +109,31 @@ def test_the_time_of_an_exceeded_objective_goes_on_from_a_status() -> None:
     assert outcomes == [ObjectiveOutcome.MET] * 3, "it was met between"
 
 
+LAST = "the-last-one"
+
+
+@pytest.mark.parametrize("others", [FAST, NOTHING], ids=["met", "unknown"])
+def test_the_time_of_an_exceeded_objective_is_in_the_status_with_many_others(
+    others: Measurement,
+) -> None:
+    watch = ObjectivesWatch({LAST: 40.0})
+    judgements = [
+        judgement
+        for name in (*(f"objective-{number}" for number in range(11)), LAST)
+        for judgement in watch.judge(
+            [replace(READS, name=name)], SLOW if name == LAST else others, at=0
+        )
+    ]
+    spec = replace(SPEC, objectives=(READS,))
+    document = build(facts(spec=spec, objectives=judgements), now=NOW)
+
+    (message,) = (
+        each["message"] for each in document["conditions"] if each["type"] == "ObjectivesMet"
+    )
+    assert message.endswith("…")
+    assert exceeded_in(document) == {LAST: 40}
+
+
 @pytest.mark.parametrize(
     ("met", "message", "exceeded"),
     [
@@ -113,7 +141,8 @@ def test_the_time_of_an_exceeded_objective_goes_on_from_a_status() -> None:
         ("True", "reads: p99 of rx.total is 9ms (exceeded, but for less than 60 s)", {}),
         ("True", "reads: p99 of rx.total is 9ms (exceeded for -5 s of 60 s)", {}),
         ("True", f"reads: 9ms (exceeded for {'9' * 400} s of 60 s)", {"reads": math.inf}),
-        ("Unknown", "reads: 9ms (exceeded for 5 s of 60 s)", {}),
+        ("Unknown", "reads: 9ms (exceeded for 5 s of 60 s)", {"reads": 5}),
+        ("Unknown", "reads: p99 of rx.total: 3 samples, 100 are needed", {}),
         ("True", "", {}),
     ],
 )
