@@ -269,9 +269,11 @@ class Controller:
         An incomplete state would detach targets that the agents have measured since before the
         start.
         """
+        deadline = asyncio.get_running_loop().time() + _WARM_UP_S
+        # Awaited without end: without it, every state would be incomplete.
         expected = await self._existing_probes()
         try:
-            async with asyncio.timeout(_WARM_UP_S):
+            async with asyncio.timeout_at(deadline):
                 await self._wait_known(expected)
         except TimeoutError:
             missing = sum(not self._is_known(uid) for uid in expected)

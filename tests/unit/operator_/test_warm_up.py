@@ -29,9 +29,12 @@ class SlowApi:
         self.probes = [probe_body()]
         self.seconds = {None: pods_s, AGENT_NAMESPACE: agents_s}
         self.refused_until = 0.0
+        self.busy_until = 0.0
 
     async def list_probes(self, namespace: str | None) -> list[Json]:
-        """List the probes."""
+        """List the probes, unless the server is busy."""
+        if asyncio.get_running_loop().time() < self.busy_until:
+            raise ApiError(429, "TooManyRequests", "try again later")
         return self.probes
 
     async def list_pods(
@@ -117,6 +120,27 @@ async def test_a_list_that_never_ends_is_waited_for_less_long_than_agents_go_on(
     async with leading(SlowApi(pods_s=10**6)):
         await asyncio.sleep(300)
     assert opened == [pytest.approx(200, abs=1)]
+
+
+async def test_a_busy_server_does_not_prolong_the_wait_for_pods(opened: list[float]) -> None:
+    api = SlowApi(pods_s=10**6)
+    api.busy_until = 90
+    async with leading(api):
+        await asyncio.sleep(300)
+    assert opened == [pytest.approx(200, abs=1)]
+
+
+async def test_agents_are_sent_nothing_while_no_list_of_probes_arrives(
+    opened: list[float],
+) -> None:
+    api = SlowApi()
+    api.busy_until = 220
+    async with leading(api) as controller:
+        await asyncio.sleep(215)
+        assert opened == []
+        await asyncio.sleep(30)
+        assert asked(controller) == [target_id("a")]
+    assert opened == [pytest.approx(220, abs=6)]
 
 
 async def test_the_list_of_the_agents_is_waited_for(opened: list[float]) -> None:
