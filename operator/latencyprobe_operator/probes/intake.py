@@ -16,7 +16,7 @@ from latencyprobe_operator.probes.accusations import causes_in
 from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.nodes import not_covered
 from latencyprobe_operator.probes.staleness import ReportTimes
-from latencyprobe_operator.probes.summaries import NodeSummaries, within_limits
+from latencyprobe_operator.probes.summaries import LATE_INTERVALS, NodeSummaries, within_limits
 
 
 class ReportIntake:
@@ -40,6 +40,8 @@ class ReportIntake:
         self._parts: dict[str, ReportedProbe] = {}
         # Of older agents: the times of the newest reports that were taken, by node and in order.
         self._judged: dict[str, float] = {}
+        # Of older agents: the last report that came too soon, and its time, by node.
+        self._early: dict[str, tuple[float, ReportedProbe]] = {}
         self.summaries = NodeSummaries(causes_in(previous))
         self.report_times = ReportTimes()
         self.reported = False
@@ -70,8 +72,8 @@ class ReportIntake:
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
         Returns False for a part that is not the last, and if it brings pods in full alone. Also for
-        a report of an older agent too soon after another one: it is left out. `wall` is since the
-        epoch.
+        a report of an older agent too soon after another one. The last such report is added to the
+        next one that is taken. `wall` is since the epoch.
         """
         self.arrived.set()
         report = self._allowed(report, placed)
@@ -83,8 +85,13 @@ class ReportIntake:
             report = _of_node(report, node, placed, spec.max_pods)
         else:
             report = self._joined(node, report)
-            if not report.is_complete or not self._is_due(node, spec, at):
+            if not report.is_complete:
                 return False
+            if not self._is_due(node, spec, at):
+                # To add up a flood of reports takes as long as to judge some of them.
+                self._early[node] = at, report
+                return False
+            report = self._with_early(node, report, since=at - LATE_INTERVALS * spec.interval_s)
             report = self._summarised(report, node, placed, spec)
         if report.summary is not None:
             self.summaries.take(
@@ -127,6 +134,11 @@ class ReportIntake:
         if not report.is_complete:
             self._parts[node] = report
         return report
+
+    def _with_early(self, node: str, report: ReportedProbe, *, since: float) -> ReportedProbe:
+        """Return the report, and the figures of the one that came too soon before it."""
+        at, before = self._early.pop(node, (since, None))
+        return report if before is None or at < since else _added_up(before, report)
 
     def _allowed(self, report: ReportedProbe, placed: Mapping[str, PlacedPod]) -> ReportedProbe:
         """Return the part of a report that the probe's tenant may see."""
@@ -182,6 +194,7 @@ class ReportIntake:
         self.summaries.clear()
         self._parts.clear()
         self._judged.clear()
+        self._early.clear()
         self.reported = False
 
 
@@ -203,6 +216,19 @@ def _of_node(
     if len(pods) == len(report.pods) and summary is report.summary:
         return report
     return replace(report, pods=pods, summary=summary)
+
+
+def _added_up(before: ReportedProbe, report: ReportedProbe) -> ReportedProbe:
+    """Return the report of an older agent with the figures of the one before."""
+    measured = {each.id: each for each in before.targets}
+    targets = [
+        replace(each, measurement=measured.pop(each.id).measurement + each.measurement)
+        if each.id in measured
+        else each
+        for each in report.targets
+    ]
+    of_node = within_limits(before.node + report.node)
+    return replace(report, targets=(*targets, *measured.values()), node=of_node)
 
 
 def _measured(spec: ProbeSpec) -> tuple[object, ...]:

@@ -342,6 +342,34 @@ async def test_reports_of_an_older_agent_are_judged_once_in_half_an_interval(
         assert set(probe._intake._judged) == {"node-a"}
 
 
+async def test_an_early_report_of_an_older_agent_is_added_to_the_next_one(world: World) -> None:
+    quiet = report({target_id("a"): measurement(*[1000] * 200)})
+    failing = report(
+        {
+            target_id("a"): Measurement(counters={"retransmits": 7}),
+            target_id("b"): Measurement(counters={"retransmits": 9}),
+        }
+    )
+
+    def failures() -> dict[str, int]:
+        rows = world.status.get("pods", ())
+        return {row["name"]: row.get("counters", {}).get("retransmits", 0) for row in rows}
+
+    async with running(world, probe_body(interval="10s")) as probe:
+        world.show(pod("a"), pod("b"))
+        take_deltas(probe, "node-a", quiet)
+        await asyncio.sleep(0.1)
+        take_deltas(probe, "node-a", failing)
+        await asyncio.sleep(9.9)
+        take_deltas(probe, "node-a", quiet)
+        await until(lambda: failures() == {"a": 7, "b": 9}, what=failures)
+
+        take_deltas(probe, "node-a", failing)
+        await asyncio.sleep(60)
+        take_deltas(probe, "node-a", quiet)
+        await until(lambda: failures() == {"a": 0}, what=failures)
+
+
 async def test_parts_without_an_end_take_no_more_memory_than_the_targets_and_a_few_stages(
     world: World,
 ) -> None:
