@@ -96,8 +96,9 @@ def gaps_in(
     if known and len(known) < len(stages):
         gaps += tuple(_of_unknown_modules(coverage, modules))
     pending = coverage.get(PENDING)
-    is_blind = pending is not None and pending.state is CoverageState.UNAVAILABLE
-    return (*gaps, pending) if is_blind and PENDING in counters_of(modules) else gaps
+    if pending is None or pending.state is not CoverageState.UNAVAILABLE:
+        return gaps
+    return (*gaps, pending) if PENDING in counters_of(modules) else gaps
 
 
 def _of_unknown_modules(
