@@ -14,6 +14,7 @@ from tests.live.measuring import CLIENT, SERVER, watch_on_host
 from tests.live.netfilter import load_rules
 from tests.live.node_drops import NODE_DROPS, are_missing, dropped_by, routed
 from tests.live.pending_readings import is_unavailable, pending
+from tests.live.pods import Namespace
 from tests.live.sockets import (
     Connection,
     connect,
@@ -120,6 +121,7 @@ async def test_bare_acks_that_the_pod_itself_drops_have_their_own_counter(
             until(lambda: dropped_by(server.namespace) > 0, "an ACK is dropped")
             both.server.sendall(b"a")
             read_all(both.client, 1)
+            _drop_no_more(server.namespace)
         measured = engine.read()[SERVER]
         if are_missing(engine):
             assert joined(measured)["droppedAcks"] == 0
@@ -155,3 +157,10 @@ async def test_a_connection_whose_segments_the_node_drops_is_pending_for_that(
             waits = found[kind]
             assert (waits.count, waits.sockets, waits.bytes) == (1, 1, len(REQUEST))
             assert 0 < waits.oldest_ns <= age_ns
+            _drop_no_more(host)
+            read_all(both.server, len(REQUEST))
+
+
+def _drop_no_more(there: Namespace) -> None:
+    """Let connections end: a socket that waits for the ACK of its FIN keeps its namespace."""
+    there.execute("nft", "flush", "ruleset")

@@ -150,9 +150,10 @@ def agrees(measured: Histogram, truth: RunDelay) -> bool:
 
     The virtual machine that these tests were written on lets no tracer see it when a CPU goes from
     some threads of its own supervisor to another thread: ftrace misses the same switches.
+    The account is by the run queue's clock, which is up to 4 % ahead in a guest on a busy machine.
     """
     seen = measured.count / truth.runs
-    tolerated = 0.03 + 4 * (1 - seen)
+    tolerated = 0.05 + 4 * (1 - seen)
     return 0.9 < seen <= 1 and measured.sum_ns == pytest.approx(truth.waited_ns, rel=tolerated)
 
 
