@@ -10,6 +10,7 @@ import pytest
 from latencyprobe.domain.measurement import Measurement
 from latencyprobe.domain.pending import Pending
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.hidden_events import counts_of
 from tests.live.measuring import CLIENT, SERVER, watch_on_host
 from tests.live.netfilter import load_rules
 from tests.live.node_drops import NODE_DROPS, are_missing, dropped_by, routed
@@ -81,12 +82,13 @@ async def test_the_recoveries_of_dropped_segments_are_of_these_drops(
         if are_missing(engine):
             assert set(found.values()) == {0}
             return
-        assert found["droppedAndResent"] == measured.counters["drops.NETFILTER_DROP"] == dropped
+        assert measured.counters["drops.NETFILTER_DROP"] == dropped
+        assert found["droppedAndResent"] in counts_of(dropped)  # by a timer, which may be hidden
         assert found["droppedAcks"] == 0
         # A busy machine may send again what was not dropped.
-        needless = kernel["RetransSegs"] - dropped
+        others = kernel["RetransSegs"] - found["droppedAndResent"]
         assert recovery.sum_ns >= found["droppedAndResentNs"] > 0
-        assert needless or recovery.sum_ns == found["droppedAndResentNs"]
+        assert others or recovery.sum_ns == found["droppedAndResentNs"]
 
 
 async def test_a_connect_whose_syn_the_node_drops_has_waited_for_this_drop(
@@ -143,16 +145,16 @@ async def test_a_connection_whose_segments_the_node_drops_is_pending_for_that(
             host.load_rules(DROP_ALL)
             began_ns = time.monotonic_ns()
             both.client.sendall(REQUEST)
+            kind = "unacknowledgedRetransmits" if are_missing(engine) else "unacknowledgedDrops"
             found: Mapping[str, Pending] = {}
 
-            def are_sent_again() -> bool:
+            def is_known() -> bool:
                 nonlocal found
                 found = pending(engine, CLIENT)
-                return not KINDS.isdisjoint(found)
+                return kind in found
 
-            until(are_sent_again, "the segment is sent again")
+            until(is_known, "the segment is sent again")  # its first timer may be hidden
             age_ns = time.monotonic_ns() - began_ns
-            kind = "unacknowledgedRetransmits" if are_missing(engine) else "unacknowledgedDrops"
             assert KINDS & found.keys() == {kind}
             waits = found[kind]
             assert (waits.count, waits.sockets, waits.bytes) == (1, 1, len(REQUEST))
