@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+
+from latencyprobe.domain.lanes import LARGEST_COUNT, Lanes
 
 SCHEMA = 3
 BUCKETS_PER_OCTAVE = 1 << SCHEMA
@@ -28,7 +30,7 @@ POSITIONS = OVERFLOW + 1
 # Sums end here, so that any number of reports add up to a signed 64-bit number: of durations or
 # events, and of the samples in one bucket of a histogram.
 LARGEST_SUM = 2**63 - 1
-LARGEST_BUCKET = 2**55 - 1
+LARGEST_BUCKET = LARGEST_COUNT
 # The bucket on the exponential scale of a position: position 1 is the bucket -190.
 FIRST_BUCKET = -190
 
@@ -92,25 +94,16 @@ class Histogram:
     count: int = field(init=False)
 
     def __post_init__(self) -> None:
-        counts = self.buckets.values()
-        # Without a loop of Python: some thousand histograms are made for one report of a node.
-        if self.buckets and (
-            min(self.buckets) < 0 or max(self.buckets) >= POSITIONS or min(counts) <= 0
-        ):
-            position, count = next(
-                (position, count)
-                for position, count in self.buckets.items()
-                if not 0 <= position < POSITIONS or count <= 0
-            )
-            raise ValueError(
-                f"invalid bucket {position} with count {count}: positions are 0 to "
-                f"{POSITIONS - 1}, counts are positive"
-            )
+        if isinstance(self.buckets, Lanes):
+            # Made by this process alone.
+            count = self.buckets.total
+        else:
+            count = _checked_count(self.buckets)
         if self.min_ns > self.max_ns or min(self.min_ns, self.sum_ns) < 0:
             raise ValueError(
                 f"inconsistent sum {self.sum_ns}, min {self.min_ns} and max {self.max_ns}"
             )
-        object.__setattr__(self, "count", sum(counts))
+        object.__setattr__(self, "count", count)
 
     @classmethod
     def of(cls, durations_ns: Iterable[int]) -> Histogram:
@@ -129,11 +122,8 @@ class Histogram:
             return other
         if not other.count:
             return self
-        buckets = dict(self.buckets)
-        for position, count in other.buckets.items():
-            buckets[position] = min(buckets.get(position, 0) + count, LARGEST_BUCKET)
         return Histogram(
-            buckets,
+            Lanes.of(self.buckets) + Lanes.of(other.buckets),
             min(self.sum_ns + other.sum_ns, LARGEST_SUM),
             min(self.min_ns, other.min_ns),
             max(self.max_ns, other.max_ns),
@@ -151,9 +141,10 @@ class Histogram:
         """
         if limit_ns <= 0 or limit_ns >= self.max_ns:
             return self.sum_ns if limit_ns > 0 else 0
-        uppers, buckets = _UPPERS, self.buckets.items()
+        uppers = _UPPERS
         sums = [
-            n * limit_ns if uppers[at] > limit_ns else round(n * uppers[at]) for at, n in buckets
+            n * limit_ns if uppers[at] > limit_ns else round(n * uppers[at])
+            for at, n in zip(*self._in_order(), strict=True)
         ]
         return min(sum(sums), self.sum_ns)
 
@@ -162,7 +153,7 @@ class Histogram:
 
         By the upper bounds of the buckets, but never more than the exact sum.
         """
-        bounds = ((n, _UPPERS[at]) for at, n in self.buckets.items())
+        bounds = ((n, _UPPERS[at]) for at, n in zip(*self._in_order(), strict=True))
         short = [(n, upper) for n, upper in bounds if upper <= limit_ns]
         sum_ns = round(sum(n * upper for n, upper in short))
         return sum(n for n, _ in short), min(sum_ns, self.sum_ns)
@@ -175,9 +166,9 @@ class Histogram:
         if count <= 0:
             return 0
         left, sum_ns = count, 0.0
-        for position in sorted(self.buckets):
+        for position, inside in zip(*self._in_order(), strict=True):
             upper_ns = min(_UPPERS[position], self.max_ns)
-            taken = min(left, self.buckets[position])
+            taken = min(left, inside)
             sum_ns += taken * upper_ns
             left -= taken
         return min(round(sum_ns), self.sum_ns)
@@ -191,24 +182,34 @@ class Histogram:
         return self.percentiles(percent)[0]
 
     def percentiles(self, *percents: float) -> list[int]:
-        """Return several percentiles: sorts the buckets once."""
+        """Return several percentiles: puts the buckets in order once."""
         for percent in percents:
             if not 0 <= percent <= 100:
                 raise ValueError(f"invalid percentile {percent}: it must be between 0 and 100")
         if not self.count:
             return [0] * len(percents)
-        positions = sorted(self.buckets)
+        positions, counts = self._in_order()
         # The number of samples up to each position, without a loop of Python.
-        ends = list(accumulate(map(self.buckets.__getitem__, positions)))
-        return [self._at_rank(percent * self.count / 100, positions, ends) for percent in percents]
+        ends = list(accumulate(counts))
+        found = []
+        for percent in percents:
+            rank = percent * self.count / 100
+            index = bisect_left(ends, rank)
+            if index == len(ends):
+                found.append(self.max_ns)
+                continue
+            seen = ends[index] - counts[index]
+            fraction = max(rank - seen, 0) / counts[index]
+            found.append(self._interpolate(positions[index], fraction))
+        return found
 
-    def _at_rank(self, rank: float, positions: list[int], ends: list[int]) -> int:
-        index = bisect_left(ends, rank)
-        if index == len(ends):
-            return self.max_ns
-        inside = self.buckets[positions[index]]
-        seen = ends[index] - inside
-        return self._interpolate(positions[index], max(rank - seen, 0) / inside)
+    def _in_order(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Return positions and their counts in order; counts between others may be 0."""
+        if isinstance(self.buckets, Lanes):
+            row = self.buckets.row
+            return range(self.buckets.first, self.buckets.first + len(row)), row
+        positions = sorted(self.buckets)
+        return positions, [self.buckets[position] for position in positions]
 
     def _interpolate(self, position: int, fraction: float) -> int:
         lower, upper = bounds_of(position)
@@ -219,6 +220,23 @@ class Histogram:
             return longest
         value: float = start * (longest / start) ** fraction
         return min(max(round(value), shortest), longest)
+
+
+def _checked_count(buckets: Mapping[int, int]) -> int:
+    """Return the number of samples in these buckets; raise ValueError if one is impossible."""
+    counts = buckets.values()
+    # Without a loop of Python: some thousand histograms are made for one report of a node.
+    if buckets and (min(buckets) < 0 or max(buckets) >= POSITIONS or min(counts) <= 0):
+        position, count = next(
+            (position, count)
+            for position, count in buckets.items()
+            if not 0 <= position < POSITIONS or count <= 0
+        )
+        raise ValueError(
+            f"invalid bucket {position} with count {count}: positions are 0 to "
+            f"{POSITIONS - 1}, counts are positive"
+        )
+    return sum(counts)
 
 
 EMPTY = Histogram()

@@ -7,7 +7,7 @@ status and `-o json` have the same fields, and other programs read them.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from latencyprobe.domain.attention import Objective
 from latencyprobe.domain.cgroups import Cgroup
@@ -26,7 +26,6 @@ from latencyprobe.domain.stages import (
     COUNTERS,
     INDEX,
     PENDING,
-    STAGES,
     Module,
     Stage,
     counters_of,
@@ -127,15 +126,11 @@ def report_on(
     instead of 0. So are pending waits. `only_stages`: the stages with figures; the verdict is of
     all. `objectives`: they decide which waits the verdict finds worth attention.
     """
-    wanted = set(modules)
+    wanted = frozenset(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
     pending = pending_of(measurement.pending or {}, wanted) if is_pending_read else None
     seen = Measurement(
-        {
-            stage.name: measurement.stages[stage.name]
-            for stage in STAGES
-            if stage.is_measured_by(wanted) and stage.name in measurement.stages
-        },
+        _stages_by(wanted, measurement),
         {
             counter.name: measurement.counters.get(counter.name, 0)
             for counter in COUNTERS
@@ -146,15 +141,30 @@ def report_on(
         pending,
         peers_of(measurement.peers, pending),
     )
-    stages = tuple(
-        _report_stage(BY_NAME[name], seen)
-        for name in seen.stages
-        if only_stages is None or name in only_stages
-    )
+    stages = _report_stages(seen, only_stages)
     verdict = judge(seen, node, _measuring(wanted, uncounted), objectives)
     return TargetReport(
         stages, seen.counters, seen.netns_counters, verdict, seen.pending, seen.peers
     )
+
+
+def in_full(
+    report: TargetReport, measurement: Measurement, modules: Iterable[Module]
+) -> TargetReport:
+    """Return a report of `only_stages` with all stages; its verdict is of all of them already."""
+    seen = Measurement(_stages_by(frozenset(modules), measurement))
+    return replace(report, stages=_report_stages(seen))
+
+
+def _stages_by(
+    wanted: frozenset[Module], measurement: Measurement
+) -> Mapping[str, StageMeasurement]:
+    """Return the stages that one of these modules measures, in their order."""
+    return {
+        stage.name: measurement.stages[stage.name]
+        for stage in stages_of(wanted)
+        if stage.name in measurement.stages
+    }
 
 
 def _measuring(wanted: Iterable[Module], uncounted: Container[str]) -> frozenset[Module]:
@@ -171,6 +181,16 @@ def _others(measurement: Measurement, wanted: Container[Module]) -> dict[str, in
         for name in names
         if name not in listed and measurement.counters.get(name) and is_counter_of(name, wanted)
     }
+
+
+def _report_stages(
+    measurement: Measurement, only_stages: Container[str] | None = None
+) -> tuple[StageReport, ...]:
+    return tuple(
+        _report_stage(BY_NAME[name], measurement)
+        for name in measurement.stages
+        if only_stages is None or name in only_stages
+    )
 
 
 def _report_stage(stage: Stage, measurement: Measurement) -> StageReport:

@@ -517,11 +517,15 @@ def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
     Drop counters have one name together, by reason and by function. So have waits for cgroups, and
     all pending waits.
     """
-    wanted = set(modules)
-    listed = tuple(counter.name for counter in COUNTERS if counter.module in wanted)
-    drops = (DROPS, DROPS_IN) if Module.TCP in wanted else ()
-    cgroups = (WAITED_FOR_CGROUP,) if Module.SCHED in wanted else ()
-    pending = (PENDING,) if wanted & SOCKET_MODULES else ()
+    return _counters_of(frozenset(modules))
+
+
+@functools.cache
+def _counters_of(modules: frozenset[Module]) -> tuple[str, ...]:
+    listed = tuple(counter.name for counter in COUNTERS if counter.module in modules)
+    drops = (DROPS, DROPS_IN) if Module.TCP in modules else ()
+    cgroups = (WAITED_FOR_CGROUP,) if Module.SCHED in modules else ()
+    pending = (PENDING,) if modules & SOCKET_MODULES else ()
     return (*listed, *drops, *cgroups, *pending)
 
 

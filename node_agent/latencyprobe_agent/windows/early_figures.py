@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latencyprobe.domain.measurement import NOTHING, Measurement
-from latencyprobe_agent.windows.packing import pack, unpack
+from latencyprobe_agent.windows.packing import PackedInterval, pack, unpack
 from latencyprobe_agent.windows.running import bounded
 
 
@@ -16,20 +16,22 @@ class EarlyFigures:
     __slots__ = ("_packed", "_rest")
 
     def __init__(self) -> None:
-        self._packed = b""
+        self._packed: PackedInterval | None = None
         # Beside the packed ones, or all of them.
         self._rest = NOTHING
 
     def put(self, measurement: Measurement) -> None:
         """Keep this measurement in place of the one before."""
-        self._packed, self._rest = b"", measurement
+        self._packed, self._rest = None, measurement
 
     def pack(self) -> None:
         """Pack the measurement, if there is one that is not."""
-        if self._rest and not self._packed:
+        if self._rest and self._packed is None:
             self._packed = pack(bounded(self._rest))
             self._rest = Measurement(pending=self._rest.pending, peers=self._rest.peers)
 
     def value(self) -> Measurement:
         """Return the measurement; an empty one if there is none."""
-        return unpack(self._packed) + self._rest if self._packed else self._rest
+        if self._packed is None:
+            return self._rest
+        return unpack(self._packed) + self._rest

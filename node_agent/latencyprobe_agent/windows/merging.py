@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
+from latencyprobe.domain.histogram import LARGEST_SUM, Histogram
+from latencyprobe.domain.lanes import Lanes
 from latencyprobe.domain.measurement import Measurement, StageMeasurement, joint_counters
 
 
@@ -22,7 +23,7 @@ def merged(measurements: Iterable[Measurement]) -> Measurement:
 
 @dataclass(slots=True)
 class _MergedStage:
-    buckets: dict[int, int] = field(default_factory=dict)
+    buckets: Lanes = field(default_factory=Lanes)
     sum_ns: int = 0
     min_ns: int | None = None
     max_ns: int = 0
@@ -41,10 +42,7 @@ class _MergedStage:
         self.lowest_ratio = min(self.lowest_ratio, measured.sampling_ratio)
         if not histogram.count:
             return
-        buckets = self.buckets
-        before = buckets.get
-        for position, count in histogram.buckets.items():
-            buckets[position] = before(position, 0) + count
+        self.buckets += Lanes.of(histogram.buckets)
         self.sum_ns += histogram.sum_ns
         self.min_ns = (
             histogram.min_ns if self.min_ns is None else min(self.min_ns, histogram.min_ns)
@@ -55,8 +53,9 @@ class _MergedStage:
 
     def value(self) -> StageMeasurement:
         ratio = min(self.samples / self.packets, 1.0) if self.samples else self.lowest_ratio
-        buckets = {where: min(count, LARGEST_BUCKET) for where, count in self.buckets.items()}
-        histogram = Histogram(buckets, min(self.sum_ns, LARGEST_SUM), self.min_ns or 0, self.max_ns)
+        histogram = Histogram(
+            self.buckets, min(self.sum_ns, LARGEST_SUM), self.min_ns or 0, self.max_ns
+        )
         lost, unmatched, clamped = (
             min(count, LARGEST_SUM) for count in (self.lost, self.unmatched, self.clamped)
         )

@@ -23,7 +23,7 @@ from latencyprobe.domain.measurement import (
 )
 from latencyprobe.domain.patience import Peer
 from latencyprobe.domain.pending import Pending
-from latencyprobe.domain.report import report_on
+from latencyprobe.domain.report import in_full, report_on
 from latencyprobe.domain.score import score_of
 from latencyprobe.domain.slots import slot_length_s
 from latencyprobe.domain.summary import (
@@ -424,17 +424,18 @@ class ProbeWindow:
             scores=scores,
             unobserved_ns=self._unobserved_ns(end.monotonic),
         )
-        shown = (self._pods[score.pod_uid] for score in scores)
-        in_full = (
-            reports[known.pod.uid] if is_each_shown else judged(known.pod, known.value())
-            for known in shown
-        )
+        shown = (reports[score.pod_uid] for score in scores)
+        complete = shown if is_each_shown else map(self._in_full, shown)
         verdicts = {
             pod.name or uid: pod.report.verdict.bottleneck
             for uid, pod in reports.items()
             if self.probe.per_pod and not pod.ended
         }
-        return WindowReport(self.probe, begin, end, summary, tuple(in_full), node, verdicts)
+        return WindowReport(self.probe, begin, end, summary, tuple(complete), node, verdicts)
+
+    def _in_full(self, pod: PodReport) -> PodReport:
+        measurement = self._pods[pod.pod_uid].value()
+        return replace(pod, report=in_full(pod.report, measurement, self.probe.modules))
 
     def _unobserved_ns(self, end: float) -> int:
         begin = max(end - self._window.length_s, self._applied_at)

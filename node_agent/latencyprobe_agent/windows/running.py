@@ -7,25 +7,26 @@ keeps its own, and they are joined when the sum is read.
 
 from __future__ import annotations
 
-import marshal
-from array import array
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from operator import sub
-from typing import TypeVar
+from operator import add, sub, truediv
+from typing import NamedTuple, TypeVar
 
-from latencyprobe.domain.histogram import LARGEST_BUCKET, LARGEST_SUM, Histogram
+from latencyprobe.domain.histogram import LARGEST_SUM, Histogram
+from latencyprobe.domain.lanes import Lanes, LaneSum
 from latencyprobe.domain.measurement import (
     NOTHING,
     Measurement,
     StageMeasurement,
     largest_counters,
 )
-from latencyprobe_agent.windows.packing import pack, parts_of, unpack
+from latencyprobe_agent.windows.packing import PackedInterval, pack, parts_of, unpack
 
 # Of one window; a report holds as many.
 MAX_COUNTERS = 256
+
+_Number = TypeVar("_Number", int, float)
 
 
 def bounded(measurement: Measurement) -> Measurement:
@@ -48,8 +49,8 @@ class RunningWindow:
     __slots__ = ("_entries", "_sum")
 
     def __init__(self) -> None:
-        self._entries: deque[_SlotFigures] = deque()
-        self._sum = b""
+        self._entries: deque[_Entry] = deque()
+        self._sum = _Sum()
 
     @property
     def is_empty(self) -> bool:
@@ -58,57 +59,37 @@ class RunningWindow:
 
     def advance(self, measurement: Measurement, *, slot: int, oldest: int) -> None:
         """Add a measurement to the newest slot, and forget the slots before `oldest`."""
-        leaves = bool(self._entries) and self._entries[0].slot < oldest
-        if not measurement and not leaves:
-            return
-        total = _Sum.loaded(self._sum)
         while self._entries and self._entries[0].slot < oldest:
-            total.subtract(self._entries.popleft().packed)
+            self._sum.subtract(self._entries.popleft().packed)
         if measurement:
-            self._add(total, measurement, slot)
-        self._sum = total.dumped() if self._entries else b""
+            self._add(measurement, slot)
+        if not self._entries:
+            self._sum = _Sum()
 
     def value(self) -> Measurement:
         """Return the sum of all entries."""
-        return bounded(_Sum.loaded(self._sum).value(self._entries)) if self._entries else NOTHING
+        return (
+            bounded(self._sum.value([each.packed for each in self._entries]))
+            if self._entries
+            else NOTHING
+        )
 
-    def _add(self, total: _Sum, measurement: Measurement, slot: int) -> None:
+    def _add(self, measurement: Measurement, slot: int) -> None:
         last = self._entries[-1] if self._entries else None
         if last is not None and last.slot == slot:
             after = bounded(unpack(last.packed) + measurement)
             # What an entry holds is what will be subtracted: it may have dropped small counters.
-            total.subtract(last.packed)
+            self._sum.subtract(last.packed)
             self._entries.pop()
         else:
             after = bounded(measurement)
-        total.add(after)
-        self._entries.append(_SlotFigures.of(after, slot))
+        self._sum.add(after)
+        self._entries.append(_Entry(slot, pack(after, None if last is None else last.packed)))
 
 
-@dataclass(frozen=True, slots=True)
-class _SlotFigures:
-    """The measurement of one slot, packed. What cannot be subtracted stands beside it."""
-
+class _Entry(NamedTuple):
     slot: int
-    packed: bytes
-    names: tuple[str, ...]
-    shortest_ns: array[int]
-    longest_ns: array[int]
-    samples: array[int]
-    ratios: array[float]
-
-    @classmethod
-    def of(cls, measurement: Measurement, slot: int) -> _SlotFigures:
-        histograms = [measured.histogram for measured in measurement.stages.values()]
-        return cls(
-            slot,
-            pack(measurement),
-            tuple(measurement.stages),
-            array("Q", [histogram.min_ns for histogram in histograms]),
-            array("Q", [histogram.max_ns for histogram in histograms]),
-            array("Q", [histogram.count for histogram in histograms]),
-            array("d", [measured.sampling_ratio for measured in measurement.stages.values()]),
-        )
+    packed: PackedInterval
 
 
 @dataclass(slots=True)
@@ -125,97 +106,121 @@ class _Extent:
     def sampling_ratio(self) -> float:
         return min(self.samples / self.packets, 1.0) if self.samples else self.lowest_ratio
 
+    def join(self, other: _Extent) -> None:
+        self.shortest_ns = min(self.shortest_ns, other.shortest_ns)
+        self.longest_ns = max(self.longest_ns, other.longest_ns)
+        self.samples += other.samples
+        self.packets += other.packets
+        self.lowest_ratio = min(self.lowest_ratio, other.lowest_ratio)
 
-def _extents(entries: deque[_SlotFigures]) -> dict[str, _Extent]:
-    found: dict[str, _Extent] = {}
+
+def _extents(entries: Iterable[PackedInterval]) -> dict[str, _Extent]:
+    # Nearly always, all entries have the same stages.
+    alike: dict[tuple[str, ...], list[PackedInterval]] = defaultdict(list)
     for entry in entries:
-        for name, shortest_ns, longest_ns, samples, ratio in zip(
-            entry.names,
-            entry.shortest_ns,
-            entry.longest_ns,
-            entry.samples,
-            entry.ratios,
-            strict=True,
-        ):
-            known = found.get(name)
-            if known is None:
-                found[name] = _Extent(shortest_ns, longest_ns, samples, samples / ratio, ratio)
-                continue
-            known.lowest_ratio = min(known.lowest_ratio, ratio)
-            if not samples:
-                continue
-            if not known.samples or shortest_ns < known.shortest_ns:
-                known.shortest_ns = shortest_ns
-            known.longest_ns = max(known.longest_ns, longest_ns)
-            known.samples += samples
-            known.packets += samples / ratio
+        alike[entry.names].append(entry)
+    found: dict[str, _Extent] = {}
+    for names, group in alike.items():
+        for name, extent in zip(names, _extents_of_group(group), strict=True):
+            if name in found:
+                found[name].join(extent)
+            else:
+                found[name] = extent
     return found
 
 
-# Of one stage: samples by position, their sum, and lost, unmatched and clamped ones.
-_Sums = tuple[dict[int, int], list[int]]
+def _extents_of_group(entries: list[PackedInterval]) -> Iterator[_Extent]:
+    """Yield the extents of entries with the same stages."""
+    samples = [*map(sum, _by_stage(entry.samples for entry in entries))]
+    packets: Iterable[float] = samples
+    everything = [1.0] * len(samples)
+    lowest_ratios = everything
+    if any(entry.ratios for entry in entries):
+        ratios = [entry.ratios or everything for entry in entries]
+        lowest_ratios = [*map(min, _by_stage(ratios))]
+        represented = zip((entry.samples for entry in entries), ratios, strict=True)
+        packets = map(sum, _by_stage(map(truediv, *each) for each in represented))
+    return map(
+        _Extent,
+        map(min, _by_stage(entry.shortest_ns for entry in entries)),
+        map(max, _by_stage(entry.longest_ns for entry in entries)),
+        samples,
+        packets,
+        lowest_ratios,
+    )
 
-_Key = TypeVar("_Key", str, int)
+
+def _by_stage(rows: Iterable[Iterable[_Number]]) -> Iterator[tuple[_Number, ...]]:
+    return zip(*rows, strict=True)
+
+
+class _RunningStage:
+    """The sum of one stage. `others`: of durations, and of lost, unmatched and clamped samples."""
+
+    __slots__ = ("counts", "others")
+
+    def __init__(self) -> None:
+        self.counts = LaneSum()
+        self.others: tuple[int, ...] = (0, 0, 0, 0)
+
+    def value(self, extent: _Extent) -> StageMeasurement:
+        others = self.others
+        if max(others) > LARGEST_SUM:
+            others = tuple(min(figure, LARGEST_SUM) for figure in others)
+        sum_ns, lost, unmatched, clamped = others
+        shortest_ns = extent.shortest_ns if extent.samples else 0
+        counts = self.counts.value(extent.samples)
+        histogram = Histogram(counts, sum_ns, shortest_ns, extent.longest_ns)
+        return StageMeasurement(histogram, lost, unmatched, clamped, extent.sampling_ratio)
 
 
 @dataclass(slots=True)
 class _Sum:
-    stages: dict[str, _Sums] = field(default_factory=dict)
+    stages: dict[str, _RunningStage] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     netns_counters: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def loaded(cls, dumped: bytes) -> _Sum:
-        # Only this process writes these bytes.
-        return cls(*marshal.loads(dumped)) if dumped else cls()  # noqa: S302
-
-    def dumped(self) -> bytes:
-        """Return it as bytes: as Python objects it would take ten times as much memory."""
-        return marshal.dumps((self.stages, self.counters, self.netns_counters), 2)
 
     def add(self, measurement: Measurement) -> None:
         """Add a measurement."""
         for name, measured in measurement.stages.items():
-            buckets, others = self.stages.setdefault(name, ({}, [0, 0, 0, 0]))
-            _add(buckets, measured.histogram.buckets)
-            others[0] += measured.histogram.sum_ns
-            others[1] += measured.lost
-            others[2] += measured.unmatched
-            others[3] += measured.clamped
+            known = self.stages.get(name)
+            if known is None:
+                known = self.stages[name] = _RunningStage()
+            histogram = measured.histogram
+            known.counts.add(Lanes.of(histogram.buckets))
+            figures = (histogram.sum_ns, measured.lost, measured.unmatched, measured.clamped)
+            known.others = tuple(map(add, known.others, figures))
         _add(self.counters, measurement.counters)
         _add(self.netns_counters, measurement.netns_counters)
 
-    def subtract(self, packed: bytes) -> None:
+    def subtract(self, packed: PackedInterval) -> None:
         """Subtract a packed measurement that was added."""
         parts = parts_of(packed)
-        for name, stage in parts.stages.items():
-            buckets, others = self.stages[name]
-            _subtract(buckets, stage.buckets)
-            others[:] = map(sub, others, stage.sums)
-        _subtract(self.counters, parts.counters.items())
-        _subtract(self.netns_counters, parts.netns_counters.items())
+        for name, stage in parts.stages:
+            known = self.stages[name]
+            known.counts.subtract(stage.counts)
+            known.others = tuple(map(sub, known.others, stage.sums))
+        _subtract(self.counters, parts.counters)
+        _subtract(self.netns_counters, parts.netns_counters)
 
-    def value(self, entries: deque[_SlotFigures]) -> Measurement:
+    def value(self, entries: Iterable[PackedInterval]) -> Measurement:
         """Return the sum as a measurement, with the extremes and ratios of the entries."""
         return Measurement(
-            {
-                name: _stage(*self.stages[name], extent)
-                for name, extent in _extents(entries).items()
-            },
+            {name: self.stages[name].value(extent) for name, extent in _extents(entries).items()},
             _at_most(self.counters, LARGEST_SUM),
             _at_most(self.netns_counters, LARGEST_SUM),
         )
 
 
-def _add(sums: dict[_Key, int], counts: Mapping[_Key, int]) -> None:
+def _add(sums: dict[str, int], counts: Mapping[str, int]) -> None:
     before = sums.get
     for key, count in counts.items():
         sums[key] = before(key, 0) + count
 
 
-def _subtract(sums: dict[_Key, int], counts: Iterable[tuple[_Key, int]]) -> None:
+def _subtract(sums: dict[str, int], counts: Mapping[str, int]) -> None:
     before = sums.get
-    for key, count in counts:
+    for key, count in counts.items():
         after = before(key, 0) - count
         if after:
             sums[key] = after
@@ -223,17 +228,7 @@ def _subtract(sums: dict[_Key, int], counts: Iterable[tuple[_Key, int]]) -> None
             sums.pop(key, None)
 
 
-def _at_most(sums: dict[_Key, int], largest: int) -> dict[_Key, int]:
+def _at_most(sums: dict[str, int], largest: int) -> dict[str, int]:
     if max(sums.values(), default=0) <= largest:
-        return sums
+        return dict(sums)
     return {key: min(count, largest) for key, count in sums.items()}
-
-
-def _stage(buckets: dict[int, int], others: list[int], extent: _Extent) -> StageMeasurement:
-    if max(others) > LARGEST_SUM:
-        others = [min(figure, LARGEST_SUM) for figure in others]
-    sum_ns, lost, unmatched, clamped = others
-    histogram = Histogram(
-        _at_most(buckets, LARGEST_BUCKET), sum_ns, extent.shortest_ns, extent.longest_ns
-    )
-    return StageMeasurement(histogram, lost, unmatched, clamped, extent.sampling_ratio)

@@ -171,7 +171,7 @@ def test_a_full_window_takes_less_than_its_figures_as_objects(
     measured: Mapping[str, int],
 ) -> None:
     assert measured["window"] < 80_000
-    assert measured["window"] < SLOTS * measured["account"] / 8
+    assert measured["window"] < SLOTS * measured["account"] / 3
 
 
 def test_full_windows_of_a_whole_node_fit_into_the_memory_limit_of_the_chart(

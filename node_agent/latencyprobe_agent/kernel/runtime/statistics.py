@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from latencyprobe.domain.histogram import Histogram
+from latencyprobe.domain.lanes import Lanes
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.stages import (
     COUNTERS,
@@ -194,7 +195,7 @@ def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     )
     first = offset + _COUNTS_OFFSET
     buckets = _decode_counts(content[first : first + _COUNTS.size])
-    if not buckets:
+    if buckets is None:
         return StageMeasurement(
             lost=lost, unmatched=unmatched, clamped=clamped, sampling_ratio=ratio
         )
@@ -203,10 +204,12 @@ def decode_stage(content: bytes, offset: int, ratio: float) -> StageMeasurement:
     return StageMeasurement(histogram, lost, unmatched, clamped, ratio)
 
 
-def _decode_counts(row: bytes) -> dict[int, int]:
-    """Return the counts by position. Most positions are empty: only the span in use is read."""
-    used = row.rstrip(b"\0")
-    begin = (len(used) - len(used.lstrip(b"\0"))) // _COUNT_BYTES
-    end = -(-len(used) // _COUNT_BYTES)
-    span = memoryview(row)[begin * _COUNT_BYTES : end * _COUNT_BYTES].cast("I").tolist()
-    return {position: count for position, count in enumerate(span, begin) if count}
+def _decode_counts(row: bytes) -> Lanes | None:
+    """Return the counts by position; None if all are 0. Only the span in use is read."""
+    counts = int.from_bytes(row, "little")
+    if not counts:
+        return None
+    lowest_bit = (counts & -counts).bit_length() - 1
+    begin, last = (bit // (8 * _COUNT_BYTES) for bit in (lowest_bit, counts.bit_length() - 1))
+    span = memoryview(row)[begin * _COUNT_BYTES : (last + 1) * _COUNT_BYTES]
+    return Lanes.of_row(begin, "I", span)
