@@ -79,6 +79,8 @@ _HARMLESS = frozenset(
         "TCP_TOO_OLD_ACK",
     }
 )
+_HARMLESS_DROPS = frozenset(DROP_PREFIX + reason for reason in _HARMLESS)
+_KNOWN_DROPS = _HARMLESS_DROPS | {DROP_PREFIX + reason for reason in _HARMFUL}
 _NO_NEIGHBOUR = f"{DROP_PREFIX}NEIGH_FAILED"
 # receiveQueueOverflows counts these.
 _FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
@@ -105,11 +107,10 @@ def drops_that_may_matter(counters: Mapping[str, int]) -> Mapping[str, int]:
         for name, count in counters.items()
         if count and name.startswith((DROP_PREFIX, DROPS_IN_PREFIX))
     }
-    reasons = {name.removeprefix(DROP_PREFIX) for name in drops if name.startswith(DROP_PREFIX)}
-    if reasons and reasons <= _HARMLESS:
+    reasons = {name for name in drops if name.startswith(DROP_PREFIX)}
+    if reasons and reasons <= _HARMLESS_DROPS:
         return {}
-    harmless = {DROP_PREFIX + reason for reason in _HARMLESS}
-    return {name: count for name, count in drops.items() if name not in harmless}
+    return {name: count for name, count in drops.items() if name not in _HARMLESS_DROPS}
 
 
 def late_aborts(measurement: Measurement) -> Mapping[str, int]:
@@ -331,11 +332,10 @@ class Losses:
     @cached_property
     def _drops_for_others(self) -> int:
         """The drops for reasons that are not known to be harmful, nor harmless."""
-        known = {DROP_PREFIX + reason for reason in _HARMFUL | _HARMLESS}
         return sum(
             count
             for name, count in self.measurement.counters.items()
-            if name.startswith(DROP_PREFIX) and name not in known
+            if name.startswith(DROP_PREFIX) and name not in _KNOWN_DROPS
         )
 
     @cached_property

@@ -6,6 +6,7 @@ status and `-o json` have the same fields, and other programs read them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,7 @@ from latencyprobe.domain.stages import (
 from latencyprobe.domain.verdict import Verdict, judge
 
 API_VERSION = "latencyprobe.io/v1alpha1"
+_LISTED = frozenset(counter.name for counter in COUNTERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,23 +131,21 @@ def report_on(
     wanted = frozenset(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
     pending = pending_of(measurement.pending or {}, wanted) if is_pending_read else None
+    listed = [name for name in _listed_counters(wanted) if name not in uncounted]
+    # Without zeroes: a verdict looks through all of them several times.
+    counters = {name: n for name in listed if (n := measurement.counters.get(name))}
+    counters |= _others(measurement, wanted)
     seen = Measurement(
         _stages_by(wanted, measurement),
-        {
-            counter.name: measurement.counters.get(counter.name, 0)
-            for counter in COUNTERS
-            if counter.module in wanted and counter.name not in uncounted
-        }
-        | _others(measurement, wanted),
+        counters,
         {name: n for name, n in sorted(measurement.netns_counters.items()) if n},
         pending,
         peers_of(measurement.peers, pending),
     )
     stages = _report_stages(seen, only_stages)
     verdict = judge(seen, node, _measuring(wanted, uncounted), objectives)
-    return TargetReport(
-        stages, seen.counters, seen.netns_counters, verdict, seen.pending, seen.peers
-    )
+    shown = dict.fromkeys(listed, 0) | counters
+    return TargetReport(stages, shown, seen.netns_counters, verdict, seen.pending, seen.peers)
 
 
 def in_full(
@@ -167,6 +167,12 @@ def _stages_by(
     }
 
 
+@functools.cache
+def _listed_counters(wanted: frozenset[Module]) -> tuple[str, ...]:
+    """Return the counters of these modules that a report has even if they are 0."""
+    return tuple(counter.name for counter in COUNTERS if counter.module in wanted)
+
+
 def _measuring(wanted: Iterable[Module], uncounted: Container[str]) -> frozenset[Module]:
     """Return the wanted modules but those without any stage, such as those that are stopped."""
     return frozenset(stage.module for stage in stages_of(wanted) if stage.name not in uncounted)
@@ -174,12 +180,11 @@ def _measuring(wanted: Iterable[Module], uncounted: Container[str]) -> frozenset
 
 def _others(measurement: Measurement, wanted: Container[Module]) -> dict[str, int]:
     """Return the counters above 0 that are not in COUNTERS: of cgroups, and drops by reason."""
-    listed = {counter.name for counter in COUNTERS}
     names = (*CGROUP_COUNTERS, *sorted(measurement.counters.keys() - CGROUP_COUNTERS.keys()))
     return {
         name: measurement.counters[name]
         for name in names
-        if name not in listed and measurement.counters.get(name) and is_counter_of(name, wanted)
+        if name not in _LISTED and measurement.counters.get(name) and is_counter_of(name, wanted)
     }
 
 
