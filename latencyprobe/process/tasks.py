@@ -8,10 +8,71 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from typing import Generic, TypeVar
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Generic, NoReturn, TypeVar
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+"""As `spawn`: begins a task, by its work and its name."""
+
+
+class TaskFailedError(Exception):
+    """A failed background task, without which its process does only a part of its work."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.name = name
+        super().__init__(f"the task {name!r} has failed: {type(error).__name__}: {error}")
+
+
+def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Begin a task that its owner watches, or that may fail."""
+    return asyncio.create_task(work, name=name)
+
+
+class EssentialTasks:
+    """The background tasks without which a process would do only a part of its work.
+
+    The process waits for `failure`, and ends with it: then its supervisor starts it again.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._error: TaskFailedError | None = None
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Begin a task. Others may cancel it, too."""
+        task = spawn(work, name)
+        self._tasks.add(task)
+        task.add_done_callback(self._take_end)
+        return task
+
+    async def failure(self) -> NoReturn:
+        """Wait for the first failure of a task, and raise it as a TaskFailedError."""
+        await self._failed.wait()
+        assert self._error is not None
+        raise self._error
+
+    async def close(self) -> None:
+        """End the tasks."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        failure = TaskFailedError(task.get_name(), error)
+        log.critical("%s", failure, exc_info=error)
+        if self._error is None:
+            self._error = failure
+            self._failed.set()
 
 
 async def first_to_end(*awaitables: Awaitable[_T]) -> _T:

@@ -279,9 +279,9 @@ class Agent:
 
     async def _keep(self, events: TargetEvents) -> None:
         while True:
-            events.listen()
-            is_woken = await self._sleep()
             try:
+                events.listen()
+                is_woken = await self._sleep()
                 async with self._lock:
                     if not self._is_closed:
                         await self._attend(is_woken=is_woken)

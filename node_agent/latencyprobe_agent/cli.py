@@ -18,6 +18,7 @@ from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process import logs
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.open_files import raise_open_files_limit
+from latencyprobe.process.tasks import TaskFailedError
 from latencyprobe_agent.budget import (
     DEFAULT_MAX_CPU_PERCENT,
     LOWEST_SAMPLING_RATIO,
@@ -290,6 +291,8 @@ def _start(settings: Settings, *, parent: int | None) -> None:
         asyncio.run(run(settings))
     except StartError as error:
         raise click.ClickException(str(error)) from None
+    except TaskFailedError as error:
+        raise click.ClickException(f"{error}; start again") from error
 
 
 def _address(

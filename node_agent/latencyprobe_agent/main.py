@@ -26,6 +26,7 @@ from latencyprobe.process.capabilities import (
 )
 from latencyprobe.process.http_server import ServeError, served
 from latencyprobe.process.listening import ListenAddress
+from latencyprobe.process.tasks import EssentialTasks, first_to_end
 from latencyprobe.process.temporary import remove_leftovers
 from latencyprobe_agent.agent import Agent, NodeDescription
 from latencyprobe_agent.budget import NO_CEILINGS, Ceilings
@@ -93,6 +94,7 @@ class Settings:
 async def run(settings: Settings, make_engine: MakeEngine | None = None) -> None:
     """Serve until SIGTERM or SIGINT; raise StartError if that fails.
 
+    Raises TaskFailedError for a task without which the agent would measure or serve nothing.
     `make_engine`: None for the engine of the running kernel.
     """
     _check_push(settings)
@@ -225,14 +227,15 @@ def _node_facts(settings: Settings, resolver: Resolver, host_netns: int) -> Node
 async def _serve(
     agent: Agent, metrics: AgentMetrics, settings: Settings, stop: asyncio.Event
 ) -> None:
-    server = Server(agent, settings.address, metrics)
+    tasks = EssentialTasks()
+    server = Server(agent, settings.address, metrics, tasks.spawn)
     try:
         access = settings.metrics_access
         protection = MetricsAccess(access) if access is not None else None
         bound = await server.start()
     except (ListenError, TlsFileError) as error:
         raise StartError(str(error)) from None
-    keeper = asyncio.create_task(agent.keep())
+    keeper = tasks.spawn(agent.keep(), "measurement")
     try:
         served_pages = pages(metrics, lambda: server.is_serving)
         address = settings.metrics_address
@@ -243,7 +246,7 @@ async def _serve(
             if metrics_bound:
                 log.info("metrics on %s", metrics_bound)
             log.info("serving on %s as node %s", bound, settings.node_name)
-            await stop.wait()
+            await first_to_end(_wait(stop), tasks.failure())
             log.info("shutting down")
             await server.drain()
     except (OtlpFileError, ServeError) as error:
@@ -253,6 +256,10 @@ async def _serve(
         await server.stop()
         keeper.cancel()
         await asyncio.wait({keeper})
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _check_push(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from latencyprobe.otlp.settings import OtlpSettings
 from latencyprobe.process.http_server import ServeError
 from latencyprobe.process.listening import ListenAddress, ListenAddressType
 from latencyprobe.process.logs import FORMATS, LEVELS
+from latencyprobe.process.tasks import TaskFailedError
 from latencyprobe_operator import logs
 from latencyprobe_operator.admission import (
     ALL_NAMESPACES,
@@ -281,6 +282,8 @@ def operator_command(
         raise click.ClickException(f"cannot find a cluster: {error}") from error
     except (OtlpFileError, ServeError) as error:
         raise click.ClickException(str(error)) from error
+    except TaskFailedError as error:
+        raise click.ClickException(f"{error}; start again") from error
     except LeadershipLostError as error:
         raise click.ClickException(f"{error}; start again to be a standby") from error
 

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from latencyprobe.process.backoff import Backoff
+from latencyprobe.process.tasks import EssentialTasks
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Admissions, Applicant
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.disconnected_nodes import DisconnectedNodes
@@ -19,10 +19,11 @@ from latencyprobe_operator.agents.source import AgentSource
 from latencyprobe_operator.api.spec import probe_key
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.desired_state import DesiredStates
+from latencyprobe_operator.existing_probes import ExistingProbes
 from latencyprobe_operator.expiry import Expirations
 from latencyprobe_operator.garbage import GarbageCollector
 from latencyprobe_operator.kube import heap
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
+from latencyprobe_operator.kube.cluster import Cluster
 from latencyprobe_operator.kube.events import Events
 from latencyprobe_operator.kube.pods import PodWatches
 from latencyprobe_operator.kube.statuses import Statuses
@@ -79,18 +80,20 @@ class Controller:
         `collector`: None leaves all garbage collections to the interpreter.
         """
         self._collector = collector
+        self._tasks = EssentialTasks()
         self.desired = DesiredStates()
         self.metrics = metrics
         self._cluster = cluster
         remaining_s = leadership.remaining_s if leadership else lambda: math.inf
         self._expirations = Expirations(cluster, remaining_s)
         self._agents = agents
-        self._namespaces = namespaces
+        self._existing = ExistingProbes(cluster, namespaces)
         self._limits = limits
         self._watches = PodWatches(
             cluster,
             clusterwide=not namespaces,
             read=partial(read_pod, believe_static=limits.believe_static_pods),
+            spawn=self._tasks.spawn,
         )
         self._fleet = Fleet(
             credentials=credentials,
@@ -98,6 +101,7 @@ class Controller:
             on_change=self._take_agent_change,
             metrics=metrics,
             term=leadership.term if leadership else 0,
+            spawn=self._tasks.spawn,
         )
         self._disconnected_nodes = DisconnectedNodes()
         self._connects = False
@@ -107,7 +111,6 @@ class Controller:
         self._admissions = Admissions(limits.max_probes_per_namespace)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._new_probe = partial(
             Probe,
             desired=self.desired,
@@ -127,14 +130,14 @@ class Controller:
 
     async def start(self) -> None:
         """Begin to look up agents, and connect to them once the probes are known."""
-        self._agents.follow(self._cluster, self._fleet.set_agent)
-        self._tasks = [
-            asyncio.create_task(self._warm_up(), name="warm-up"),
-            asyncio.create_task(self._keep_gauges(), name="gauges"),
-            asyncio.create_task(_keep_giving_back(), name="free memory"),
-        ]
-        for task in self._tasks:
-            task.add_done_callback(_say_why)
+        self._agents.follow(self._cluster, self._fleet.set_agent, self._tasks.spawn)
+        self._tasks.spawn(self._warm_up(), "warm-up")
+        self._tasks.spawn(self._keep_gauges(), "gauges")
+        self._tasks.spawn(_keep_giving_back(), "free memory")
+
+    async def failure(self) -> NoReturn:
+        """Wait for the failure of a task, and raise it: the operator must not go on without it."""
+        await self._tasks.failure()
 
     async def close(self) -> None:
         """Disconnect; the agents go on until their lease ends.
@@ -145,10 +148,8 @@ class Controller:
             probe.freeze()
         if self._flush:
             self._flush.cancel()
-        for task in self._tasks:
-            task.cancel()
         self._specs.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._expirations.close()
         await self._agents.close()
         await self._watches.close()
@@ -271,7 +272,7 @@ class Controller:
         """
         deadline = asyncio.get_running_loop().time() + _WARM_UP_S
         # Awaited without end: without it, every state would be incomplete.
-        expected = await self._existing_probes()
+        expected = await self._existing.uids(unserved_until=deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 await self._wait_known(expected)
@@ -297,7 +298,7 @@ class Controller:
         while not (self._agents.known and all(map(self._is_known, expected))):
             await asyncio.sleep(0.05)
             if clock() - listed_at >= _RELIST_S:
-                expected &= await self._existing_probes()
+                expected &= await self._existing.uids()
                 listed_at = clock()
 
     def _open_fleet(self) -> None:
@@ -318,27 +319,6 @@ class Controller:
         probe = self._probes.get(probe_uid)
         return probe is not None and probe.pods_known
 
-    async def _existing_probes(self) -> set[str]:
-        backoff = Backoff(0.2, 5)
-        while True:
-            try:
-                return await self._list_probes(self._namespaces or [None])
-            except ApiError as error:
-                if error.status == 404:
-                    return set()  # no CRD yet
-                log.warning("cannot list LatencyProbes: %s", error)
-            except UNAVAILABLE as error:
-                log.warning("cannot reach the API server: %s", str(error) or type(error).__name__)
-            await asyncio.sleep(backoff.next())
-
-    async def _list_probes(self, namespaces: Collection[str | None]) -> set[str]:
-        return {
-            body["metadata"]["uid"]
-            for namespace in namespaces
-            for body in await self._cluster.list_probes(namespace)
-            if not body["metadata"].get("deletionTimestamp")
-        }
-
     async def _keep_gauges(self) -> None:
         while True:
             phases = Counter(probe.phase for probe in self._probes.values())
@@ -346,11 +326,6 @@ class Controller:
             disconnected = self._disconnected_nodes.count(self._fleet.connections(), at=now)
             self.metrics.set_gauges(phases, self._fleet.states(), disconnected)
             await asyncio.sleep(_GAUGES_S)
-
-
-def _say_why(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("the task %r has failed", task.get_name(), exc_info=error)
 
 
 async def _keep_giving_back() -> None:

@@ -19,7 +19,7 @@ from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.api.lifetime import Lifetime, lifetime_of
 from latencyprobe_operator.api.spec import ProbeKey, probe_key
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, NotServedError
 from latencyprobe_operator.kube.leading import NotLeadingError, while_leading
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ class Expirations:
         except ApiError as error:
             if error.status == _CHANGED:
                 return await self._is_another(key)
-            if error.status != _GONE:
+            if not _is_gone(error):
                 self._note_failure(key, error)
-            return error.status == _GONE
+            return _is_gone(error)
         except (NotLeadingError, *UNAVAILABLE) as error:
             self._note_failure(key, error)
             return False
@@ -136,7 +136,7 @@ class Expirations:
         try:
             body = await self._probes.read_probe(key.namespace, key.name)
         except ApiError as error:
-            return error.status == _GONE
+            return _is_gone(error)
         except UNAVAILABLE:
             return False
         expiring = self._expiring[key.uid]
@@ -152,6 +152,10 @@ class Expirations:
             f"{str(error) or type(error).__name__}; it is tried again",
             interval_s=_FAILURE_LOG_S,
         )
+
+
+def _is_gone(error: ApiError) -> bool:
+    return error.status == _GONE and not isinstance(error, NotServedError)
 
 
 def _lifetime(body: Mapping[str, Any]) -> Lifetime | None:

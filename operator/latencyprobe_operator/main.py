@@ -33,7 +33,8 @@ from latencyprobe_operator.election import Election
 from latencyprobe_operator.garbage import GarbageCollector, make_collections_rare
 from latencyprobe_operator.handlers import build_registry
 from latencyprobe_operator.kube import heap
-from latencyprobe_operator.kube.cluster import Cluster
+from latencyprobe_operator.kube.cluster import GROUP, PLURAL, Cluster
+from latencyprobe_operator.kube.kopf_scans import patient_scans
 from latencyprobe_operator.kube.kopf_watches import paced_watches
 from latencyprobe_operator.kube.lease import ClusterLease
 from latencyprobe_operator.leadership import Leadership, LeadershipLostError, LeaseTiming
@@ -87,7 +88,8 @@ def run(options: Options) -> None:
 async def operate(options: Options) -> None:
     """Run the operator in a running event loop.
 
-    Raises LeadershipLostError once another operator leads, and OtlpFileError at once.
+    Raises LeadershipLostError once another operator leads, OtlpFileError at once, and
+    TaskFailedError for a task of the controller.
     """
     metrics = OperatorMetrics()
     metrics.show_certificates({"own": options.tls.certificate, "agents-authority": options.tls.ca})
@@ -108,7 +110,8 @@ async def operate(options: Options) -> None:
 async def _take_part(options: Options, cluster: Cluster, metrics: OperatorMetrics) -> None:
     if options.election is None:
         metrics.leader.set(1)
-        await _run_kopf(options, cluster, _controller(options, cluster, metrics))
+        controller = _controller(options, cluster, metrics)
+        await _serve(options, cluster, controller, asyncio.Event())
         return
     # As a container, started again, it is another candidate: the one before may not have ended.
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
@@ -121,33 +124,35 @@ async def _take_part(options: Options, cluster: Cluster, metrics: OperatorMetric
         await first_to_end(election.win(), _wait(stopped))
         if not stopped.is_set():
             controller = _controller(options, cluster, metrics, leadership)
-            await _lead(options, cluster, controller, election, stopped)
+            await _serve(options, cluster, controller, stopped, election)
     finally:
         await election.release()
 
 
-async def _lead(
+async def _serve(
     options: Options,
     cluster: Cluster,
     controller: Controller,
-    election: Election,
     stopped: asyncio.Event,
+    election: Election | None = None,
 ) -> None:
-    """Run kopf until a signal comes, or the Lease is lost.
+    """Run kopf until a signal comes, the Lease is lost, or a task of the controller fails.
 
     Then disconnect from the agents and release the Lease, without waiting for kopf's end. Agents go
-    on: they are the next leader's.
+    on: they are the next leader's, or this operator's when it has started again.
     """
     serving = asyncio.create_task(_run_kopf(options, cluster, controller, stopped), name="kopf")
+    keeping = [election.keep()] if election else []
     try:
-        await first_to_end(election.keep(), _wait(stopped), _end_of(serving))
+        await first_to_end(*keeping, controller.failure(), _wait(stopped), _end_of(serving))
     except LeadershipLostError as error:
         log.warning("%s; this operator ends, to start again as a standby", error)
         raise
     finally:
         stopped.set()
         await controller.close()
-        await election.release()
+        if election:
+            await election.release()
         await asyncio.wait({serving}, timeout=_KOPF_ENDS_S)
     if serving.done():
         serving.result()
@@ -205,7 +210,7 @@ async def _run_kopf(
         async def set_flag(**_: Any) -> None:
             stopped.set()
 
-    with paced_watches():
+    with paced_watches(), patient_scans(GROUP, PLURAL):
         await kopf.operator(
             registry=registry,
             clusterwide=scan,

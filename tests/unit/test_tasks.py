@@ -8,7 +8,13 @@ from typing import NoReturn
 
 import pytest
 
-from latencyprobe.process.tasks import all_to_end, first_to_end, unless_ended
+from latencyprobe.process.tasks import (
+    EssentialTasks,
+    TaskFailedError,
+    all_to_end,
+    first_to_end,
+    unless_ended,
+)
 
 
 class Endless:
@@ -201,3 +207,39 @@ async def test_a_cancelled_caller_ends_its_work() -> None:
         await caller
     assert work.ended
     assert other.cancelled()
+
+
+async def test_the_first_failure_of_an_essential_task_is_raised_with_its_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tasks, other, begin = EssentialTasks(), Endless(), asyncio.Event()
+    tasks.spawn(other.run(), "other")
+    tasks.spawn(fail(after=begin), "warm-up")
+    waiting = asyncio.ensure_future(tasks.failure())
+    await other.started.wait()
+    assert not waiting.done()
+    begin.set()
+
+    with pytest.raises(TaskFailedError, match="the task 'warm-up' has failed: OSError: failed"):
+        await waiting
+    with pytest.raises(TaskFailedError):
+        await tasks.failure()
+    (record,) = caplog.records
+    assert record.levelname == "CRITICAL"
+    assert record.exc_info
+    assert not other.ended
+    await tasks.close()
+    assert other.ended
+
+
+async def test_essential_tasks_that_end_or_are_cancelled_are_no_failure() -> None:
+    tasks, other = EssentialTasks(), Endless()
+    await tasks.spawn(asyncio.sleep(0), "ends")
+    task = tasks.spawn(other.run(), "cancelled")
+    await other.started.wait()
+    task.cancel()
+    await asyncio.wait({task})
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await tasks.failure()

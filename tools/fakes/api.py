@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from kubernetes.aio.client.configuration import Configuration
 
 from latencyprobe_operator.kube.cluster import Cluster
@@ -48,6 +49,8 @@ class FakeApi:
     leases: dict[str, Json] = field(default_factory=dict)
     """By name."""
     probes: list[Json] = field(default_factory=list)
+    starting: bool = False
+    """It has not read the CRDs yet: it does not serve LatencyProbes."""
     conflicts: int = 0
     """The number of patches of a probe that will fail with a conflict."""
     _streams: dict[asyncio.Queue[Json | None], str] = field(default_factory=dict)
@@ -118,7 +121,7 @@ class FakeApi:
 
     def _application(self) -> web.Application:
         """Return the server's resources by their paths."""
-        application = web.Application()
+        application = web.Application(middlewares=[self._serve_if_started])
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._pods)
         application.router.add_get("/api/v1/pods", self._pods)
         application.router.add_patch(
@@ -135,6 +138,13 @@ class FakeApi:
         application.router.add_get(f"{leases}/{{name}}", self._read_lease)
         application.router.add_put(f"{leases}/{{name}}", self._replace_lease)
         return application
+
+    @web.middleware
+    async def _serve_if_started(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.starting and request.path.startswith("/apis/latencyprobe.io/"):
+            # http.NotFound(), as of a CRD that does not exist (customresource_handler.go)
+            return web.Response(text="404 page not found\n", status=404)
+        return await handler(request)
 
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         namespace = request.match_info.get("namespace", "")

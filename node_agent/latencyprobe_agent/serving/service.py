@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from latencyprobe.process.listening import listen
 from latencyprobe.process.os_errors import explained, is_transient
 from latencyprobe.process.repeated_lines import RepeatedLines
+from latencyprobe.process.tasks import Spawn, spawn
 from latencyprobe.process.temporary import temporary_folder
 from latencyprobe.protocol.measurements import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
@@ -259,11 +260,17 @@ class Server:
     """A server of an agent, until it is stopped."""
 
     def __init__(
-        self, agent: Agent, address: TcpAddress | SocketAddress, metrics: AgentMetrics | None = None
+        self,
+        agent: Agent,
+        address: TcpAddress | SocketAddress,
+        metrics: AgentMetrics | None = None,
+        spawn: Spawn = spawn,
     ) -> None:
+        """Serve nothing yet. `spawn`: begins a task that must not fail."""
         self._agent = agent
         self._address = address
         self._metrics = metrics or AgentMetrics()
+        self._spawn = spawn
         self._refusals = RefusalLog(self._metrics.count_refusal)
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS)
         self._health = health.aio.HealthServicer()
@@ -319,7 +326,7 @@ class Server:
         except (OSError, ListenError) as error:
             listener.close()
             raise ListenError(f"cannot create the internal socket: {error}") from None
-        self._proxy.start(listener)
+        self._proxy.start(listener, self._spawn)
         return f"{host}:{listener.getsockname()[1]}"
 
     def _add_service(self, caller: Caller) -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from latencyprobe.process.repeated_lines import RepeatedLines
-from latencyprobe.process.tasks import first_to_end
+from latencyprobe.process.tasks import Spawn, first_to_end, spawn
 from latencyprobe.process.tls_stream import ByteStream, SocketStream, TlsStream
 from latencyprobe_agent.serving.tls import RenewedContext, names_in, validity_of
 
@@ -164,12 +164,12 @@ class TlsProxy:
         self._listener: socket.socket | None = None
         self._lines = RepeatedLines(log)
 
-    def start(self, listener: socket.socket) -> None:
-        """Accept connections on this listening socket from now on."""
+    def start(self, listener: socket.socket, spawn: Spawn = spawn) -> None:
+        """Accept connections on this listening socket from now on, in tasks that `spawn` begins."""
         listener.setblocking(False)
         self._listener = listener
-        self._spawn(self._accept(listener))
-        self._spawn(self._end_invalid())
+        self._tasks.add(spawn(self._accept(listener), "TLS connections"))
+        self._tasks.add(spawn(self._end_invalid(), "invalid certificates"))
 
     async def close(self) -> None:
         """Stop accepting, and close all connections."""

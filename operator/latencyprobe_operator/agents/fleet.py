@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from latencyprobe.domain.summary import PodChoice
+from latencyprobe.process.tasks import Spawn, spawn
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.disconnected_nodes import AgentConnection
 from latencyprobe_operator.agents.link import AgentEndpoint, AgentLink
@@ -43,11 +44,13 @@ class Fleet:
         term: int = 0,
         renewal: Renewal | None = None,
         greetings_at_once: int = _GREETINGS_AT_ONCE,
+        spawn: Spawn = spawn,
     ) -> None:
         """Connect to no agent before `open`, and to this number of agents at the same time.
 
         `on_report`: the agent of a node has reported on one probe. `on_change`: the view of a node
         has changed. `term`: this operator's time as the leader; 0: it has no rival.
+        `spawn`: begins a task that must not fail.
         """
         self._credentials = credentials
         self._renewal = renewal or Renewal(credentials)
@@ -56,6 +59,7 @@ class Fleet:
         self._metrics = metrics
         self._clock_ns = clock_ns
         self._term = term
+        self._spawn = spawn
         self._opened = asyncio.Event()
         self._greetings = asyncio.Semaphore(greetings_at_once)
         self._turns = Turns(_STEPS_OF_A_TURN)
@@ -70,7 +74,7 @@ class Fleet:
         An agent detaches the targets that a state lacks, so an incomplete one must not be applied.
         """
         self._opened.set()
-        self._renewal.start()
+        self._renewal.start(self._spawn)
 
     def set_agent(self, node: str, endpoint: AgentEndpoint | None, why_not: str = "") -> None:
         """Set the endpoint of this node's agent; None, and the reason, if it has none."""

@@ -12,6 +12,7 @@ import random
 
 import grpc
 
+from latencyprobe.process.tasks import Spawn, spawn
 from latencyprobe_operator.agents.credentials import Credentials
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ class Renewal:
         self._waiters: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to poll."""
-        self._task = asyncio.create_task(self._watch(), name="renewed certificates")
+    def start(self, spawn: Spawn = spawn) -> None:
+        """Begin to poll, in a task that `spawn` begins."""
+        self._task = spawn(self._watch(), "renewed certificates")
 
     async def close(self) -> None:
         """Stop polling."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
+from latencyprobe.process.tasks import Spawn, spawn
 from latencyprobe_operator.agents.link import AgentEndpoint
 from latencyprobe_operator.kube.informer import Change, Informer, Scope, Source
 from latencyprobe_operator.model import AgentPod, newest_by_node, read_agent
@@ -41,15 +42,15 @@ class AgentSource:
         self._informer: Informer[AgentPod] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def follow(self, source: Source, set_agent: SetAgent) -> None:
-        """Report every agent to `set_agent`, from now on."""
+    def follow(self, source: Source, set_agent: SetAgent, spawn: Spawn = spawn) -> None:
+        """Report every agent to `set_agent`, from now on, in a task that `spawn` begins."""
         if self._given:
             for node, address in self._given.items():
                 set_agent(node, AgentEndpoint(address), "")
             return
         self._set_agent = set_agent
         self._informer = Informer(source, self._scope, read_agent, self)
-        self._task = asyncio.create_task(self._informer.run(), name=str(self._scope))
+        self._task = spawn(self._informer.run(), str(self._scope))
 
     @property
     def known(self) -> bool:

@@ -62,6 +62,14 @@ class ApiError(Exception):
         super().__init__(message)
 
 
+class NotServedError(ApiError):
+    """HTTP status 404 of a path, not of an object: there is no CRD, or the API server starts.
+
+    A server that starts serves custom resources once it has read their CRDs. Until then it answers
+    with the text "404 page not found" in place of a Status (customresource_handler.go).
+    """
+
+
 class ExpiredError(ApiError):
     """HTTP status 410: the API server has forgotten the version of a watch or page. List again."""
 
@@ -353,7 +361,11 @@ async def _text(response: aiohttp.ClientResponse) -> bytes:
 
 def _error(status: int, body: Mapping[str, Any]) -> ApiError:
     message = body.get("message") or f"HTTP status {status}"
-    kind = ExpiredError if status == 410 else ApiError
+    kind = ApiError
+    if status == 410:
+        kind = ExpiredError
+    elif status == 404 and body.get("kind") != "Status":
+        kind = NotServedError
     causes = (body.get("details") or {}).get("causes") or ()
     fields = tuple(str(cause.get("field") or "") for cause in causes)
     return kind(status, body.get("reason") or "", message, fields)

@@ -1,8 +1,9 @@
-"""kopf's watches: no more requests than an informer's, and no error in one ends the operator.
+"""kopf's lists and watches: as many requests as an informer's, and no error ends the operator.
 
 kopf 1.45 asks again at once for a watch that has ended. A server or proxy that ends each watch at
 once would get a request per round trip. An error in a watch, other than an expired version, ends
-its operator. No setting changes either, so its function that makes one watch is wrapped here.
+its operator. So does a list that the API server refuses: one that starts does not serve
+LatencyProbes yet (404). No setting changes that, so its functions for both are wrapped here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any, cast
 
-from kopf._cogs.clients import watching
+import aiohttp
+from kopf._cogs.clients import fetching, watching
 from kopf._cogs.clients.errors import APIError
 
 from latencyprobe.process.backoff import Backoff
@@ -28,17 +30,19 @@ _LONGEST_PAUSE_S = 10.0
 _LIVED_S = 10.0
 
 Watch = Callable[..., AsyncIterator[Any]]
+List = Callable[..., AsyncIterator[Any]]
 
 
 @contextmanager
 def paced_watches() -> Iterator[None]:
-    """Pace kopf's watches for the time of the block."""
-    unpaced = watching.watch_objs
+    """Pace kopf's watches, and its lists after a failure, for the time of the block."""
+    unpaced, unpaced_list = watching.watch_objs, fetching.fetch_objs
     watching.watch_objs = PacedWatches(unpaced).watch
+    fetching.fetch_objs = PacedLists(unpaced_list).list
     try:
         yield
     finally:
-        watching.watch_objs = unpaced
+        watching.watch_objs, fetching.fetch_objs = unpaced, unpaced_list
 
 
 class PacedWatches:
@@ -70,6 +74,34 @@ class PacedWatches:
         where = "all namespaces" if namespace is None else f"namespace {namespace}"
         self._lines.note("watch", f"watch of {resource} in {where}: {failure}; it is listed again")
         yield {"type": "ERROR", "object": {"code": HTTPStatus.GONE}}
+
+
+class PacedLists:
+    """Lists of all resources. After one that is refused there is a pause, and another one."""
+
+    def __init__(self, list_: List) -> None:
+        self._list = list_
+        self._backoffs: dict[tuple[Any, Any], Backoff] = {}
+        """By resource and namespace, of those whose last list was refused."""
+        self._lines = RepeatedLines(log)
+
+    async def list(self, *, resource: Any, namespace: Any, **rest: Any) -> AsyncGenerator[Any]:
+        """Yield the parts of one list. Any refusal becomes a lost connection: kopf lists again."""
+        pages = self._list(resource=resource, namespace=namespace, **rest)
+        async with aclosing(cast(AsyncGenerator[Any], pages)):
+            try:
+                async for page in pages:
+                    yield page
+            except APIError as error:
+                failure = str(error) or repr(error)
+            else:
+                self._backoffs.pop((resource, namespace), None)
+                return
+        where = "all namespaces" if namespace is None else f"namespace {namespace}"
+        self._lines.note("list", f"list of {resource} in {where}: {failure}; it is listed again")
+        first = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        await asyncio.sleep(self._backoffs.setdefault((resource, namespace), first).next())
+        raise aiohttp.ClientConnectionError(failure)
 
 
 class _Pace:

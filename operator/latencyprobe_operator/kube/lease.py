@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from latencyprobe_operator.kube.cluster import ApiError, Cluster, Json
+from latencyprobe_operator.kube.cluster import ApiError, Cluster, Json, NotServedError
 
 # The API's field has 32 bits.
 MAX_TRANSITIONS = 2**31 - 1
@@ -70,7 +70,7 @@ class ClusterLease:
             async with asyncio.timeout(limit_s):
                 return _record(await self._cluster.call_leases("GET", self._path))
         except ApiError as error:
-            if error.status == 404:
+            if error.status == 404 and not isinstance(error, NotServedError):
                 return None
             raise
 
@@ -90,6 +90,8 @@ class ClusterLease:
         try:
             async with asyncio.timeout(limit_s):
                 return _record(await self._cluster.call_leases(method, path, body))
+        except NotServedError:
+            raise
         except ApiError as error:
             # 404: deleted since; a missing namespace has the same status.
             if error.status == 409 or (error.status == 404 and metadata):

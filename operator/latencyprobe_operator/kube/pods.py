@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latencyprobe.process.tasks import Spawn, spawn
 from latencyprobe_operator.kube.directory import PodIndex
 from latencyprobe_operator.kube.informer import Change, Informer, PodsRefusal, Scope, Source
 from latencyprobe_operator.kube.selector import LabelSelector
@@ -84,14 +85,16 @@ class PodWatches:
         clusterwide: bool = True,
         linger_s: float = _LINGER_S,
         read: ReadPod = read_pod,
+        spawn: Spawn = spawn,
     ) -> None:
         """Follow no pods yet.
 
         `clusterwide`: the operator may watch all namespaces. An informer goes on for `linger_s`
-        after its last set has gone.
+        after its last set has gone. `spawn`: begins an informer's task.
         """
         self._source = source
         self._read = read
+        self._spawn = spawn
         self._clusterwide = clusterwide
         self._linger_s = linger_s
         self._followed: dict[str | None, _FollowedScope] = {}
@@ -100,7 +103,7 @@ class PodWatches:
         """Return the set of these pods; the listener gets every change from now on."""
         scope = self._scope_of(namespace)
         if scope not in self._followed:
-            self._followed[scope] = _FollowedScope(self._source, scope, self._read)
+            self._followed[scope] = _FollowedScope(self._source, scope, self._read, self._spawn)
         pods = self._followed[scope].set_of(namespace, selector)
         pods.listeners.append(listener)
         return pods
@@ -143,11 +146,11 @@ class PodWatches:
 class _FollowedScope:
     """One informer, and the sets of pods of its scope."""
 
-    def __init__(self, source: Source, namespace: str | None, read: ReadPod) -> None:
+    def __init__(self, source: Source, namespace: str | None, read: ReadPod, spawn: Spawn) -> None:
         self._index = PodIndex()
         self._informer = Informer(source, Scope(namespace), read, self, index=self._index)
         self._sets: dict[str, dict[LabelSelector, PodSet]] = {}
-        self.task = asyncio.create_task(self._informer.run(), name=str(self._informer.scope))
+        self.task = spawn(self._informer.run(), str(self._informer.scope))
 
     @property
     def in_use(self) -> bool:

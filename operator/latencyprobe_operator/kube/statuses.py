@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from latencyprobe_operator.kube.cluster import ApiError, Cluster, Json
+from latencyprobe_operator.kube.cluster import ApiError, Cluster, Json, NotServedError
 from latencyprobe_operator.kube.leading import while_leading
 
 
@@ -51,6 +51,6 @@ class Statuses:
         try:
             return await self._cluster.read_probe(namespace, name)
         except ApiError as error:
-            if error.status == 404:
+            if error.status == 404 and not isinstance(error, NotServedError):
                 return None
             raise

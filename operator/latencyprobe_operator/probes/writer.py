@@ -17,7 +17,7 @@ from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.api.spec import ProbeKey
 from latencyprobe_operator.api.status_fields import Phase
 from latencyprobe_operator.api.timestamps import epoch_s
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, NotServedError
 from latencyprobe_operator.kube.leading import NotLeadingError
 from latencyprobe_operator.kube.statuses import StatusConflictError
 from latencyprobe_operator.metrics import OperatorMetrics
@@ -256,6 +256,8 @@ class StatusWriter:
 
     def _take_refusal(self, error: ApiError) -> float | None:
         """Return the seconds until another attempt, or None without one."""
+        if isinstance(error, NotServedError):
+            return self._fail(error, transient=True)
         if error.status == HTTPStatus.NOT_FOUND:
             return None  # deleted; the watch reports it soon
         if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:

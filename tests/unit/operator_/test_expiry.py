@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from latencyprobe_operator.api.lifetime import Lifetime, lifetime_of
 from latencyprobe_operator.api.timestamps import timestamp
 from latencyprobe_operator.expiry import Expirations
-from latencyprobe_operator.kube.cluster import ApiError
+from latencyprobe_operator.kube.cluster import ApiError, NotServedError
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.samples import Json, probe_body
 
@@ -303,3 +303,13 @@ def test_a_status_of_an_earlier_spec_says_nothing() -> None:
     assert lifetime_of(body) == Lifetime(BEGAN, 5)
     condition["status"] = "False"
     assert lifetime_of(body) is None
+
+
+async def test_a_server_that_does_not_serve_probes_yet_is_asked_again() -> None:
+    server = Server()
+    server.failures = [NotServedError(404, "", "404 page not found")] * 2
+    Expirations(server, wall_clock=now).follow(server.complete())
+    await asyncio.sleep(TTL + 60)
+
+    assert server.is_deleted()
+    assert len(server.attempts) == 3

@@ -43,12 +43,16 @@ class Api:
         """Of the next watch; an exception breaks it."""
         self.always: Any = None
         """An event of each watch."""
+        self.refusals: deque[Exception] = deque()
+        """Of the next lists."""
         self.lists = 0
         self.watches: list[float] = []
 
     async def get(self, url: str, **_: Any) -> Json:
         """One list."""
         self.lists += 1
+        if self.refusals:
+            raise self.refusals.popleft()
         return {"metadata": {"resourceVersion": str(self.lists)}, "items": []}
 
     async def stream(self, url: str, **_: Any) -> AsyncIterator[Any]:
@@ -159,6 +163,22 @@ async def test_a_watch_that_fails_is_logged_and_begun_again(
     (line,) = caplog.messages
     assert "latencyprobes.v1alpha1.latencyprobe.io in namespace shop" in line
     assert message in line
+
+
+async def test_a_list_that_a_server_at_its_start_refuses_is_asked_for_again(
+    server: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.lived_seconds = 50
+    server.events.append(added("after"))
+    not_found = errors.APINotFoundError("404 page not found", status=404, headers={})
+    server.refusals.extend([not_found] * 5)
+    seen = await follow(60)
+
+    assert [event["object"]["metadata"]["name"] for event in seen] == ["after"]
+    assert server.lists == 6
+    assert server.watches[0] > 3, "ever longer pauses"
+    (line,) = caplog.messages
+    assert "list of latencyprobes.v1alpha1.latencyprobe.io in namespace shop: 404 page" in line
 
 
 async def test_the_operator_paces_kopfs_watches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from latencyprobe.process.tasks import TaskFailedError
 from latencyprobe_agent.cli import agent_command
 from latencyprobe_operator import cli, logs
 from latencyprobe_operator.admission import AdminLimits
@@ -144,6 +145,20 @@ def test_a_lost_lease_ends_the_process_with_a_message(
 
     assert result.exit_code == 1
     assert "lost the Lease ops/lp: two holds it" in result.output
+
+
+def test_a_failed_task_ends_the_process_with_an_error(
+    tls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Options) -> None:
+        raise TaskFailedError("warm-up", RuntimeError("a bug"))
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    result = CliRunner().invoke(cli.operator_command, tls)
+
+    assert result.exit_code == 1
+    assert "the task 'warm-up' has failed: RuntimeError: a bug; start again" in result.output
 
 
 def test_options_come_from_the_environment_too(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,28 @@ def test_without_a_cluster_the_command_says_so(
 
 async def test_without_a_crd_there_is_nothing_to_do() -> None:
     async with FakeApi(refuse=(404, "NotFound")).serve() as cluster:
+        assert await release_probes(cluster) == 0
+
+
+async def test_a_server_that_does_not_serve_probes_yet_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = FakeApi(probes=[probe("checkout", FINALIZER)], starting=True)
+    sleep = asyncio.sleep
+
+    async def start(seconds: float) -> None:
+        await sleep(seconds)
+        api.starting = False
+
+    monkeypatch.setattr(release.asyncio, "sleep", start)
+    async with api.serve() as cluster:
+        assert await release_probes(cluster) == 1
+
+    assert api.probes == [probe("checkout")]
+
+
+async def test_without_a_served_crd_there_is_nothing_to_do() -> None:
+    async with FakeApi(starting=True).serve() as cluster:
         assert await release_probes(cluster) == 0
 
 

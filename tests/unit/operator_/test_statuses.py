@@ -186,6 +186,17 @@ async def test_a_deleted_probe_is_left() -> None:
         assert await writer.write({"phase": "Running"}) is None
 
 
+async def test_a_server_that_does_not_serve_probes_yet_has_not_deleted_the_probe() -> None:
+    api = FakeApi(starting=True)
+    async with api.serve() as cluster:
+        writer = writer_of(Statuses(cluster))
+        assert await writer.write({"phase": "Running"}), "it tries again"
+
+        api.starting = False
+        assert await writer.write({"phase": "Running"}) is None
+    assert api.statuses["checkout"] == {"phase": "Running"}
+
+
 async def test_an_api_server_that_is_away_costs_a_probe_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
