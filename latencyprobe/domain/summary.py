@@ -73,6 +73,10 @@ class ProbeSummary:
     score_version: int = SCORE_VERSION
     unobserved_ns: int = 0
     """The part of the window in which the node did not measure."""
+    kept_ns: int | None = None
+    """The age of the window at its end, however long it is; None from an older agent."""
+    of_first_state: bool = False
+    """The window began with the agent's first state: one of an agent before it may be lost."""
 
     @property
     def pods(self) -> int:

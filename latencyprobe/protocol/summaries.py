@@ -89,6 +89,8 @@ def summary_to_proto(summary: ProbeSummary) -> pb.ProbeSummary:
         waiting_ns=summary.waiting_ns,
         scores=[pb.PodScore(pod_uid=each.pod_uid, score=each.score) for each in summary.scores],
         unobserved=_duration(summary.unobserved_ns),
+        kept=None if summary.kept_ns is None else _duration(summary.kept_ns),
+        of_first_state=summary.of_first_state,
     )
 
 
@@ -112,6 +114,8 @@ def summary_from_proto(message: pb.ProbeSummary) -> ProbeSummary:
         scores=scores,
         score_version=message.score_version,
         unobserved_ns=_nanoseconds(message.unobserved, "summary.unobserved"),
+        kept_ns=_nanoseconds(message.kept, "summary.kept") if message.HasField("kept") else None,
+        of_first_state=message.of_first_state,
     )
 
 

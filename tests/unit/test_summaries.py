@@ -61,6 +61,8 @@ summaries = st.builds(
     waiting_ns=st.dictionaries(st.sampled_from([str(each) for each in Bottleneck]), NUMBERS),
     scores=scores.map(lambda each: worst_first(each, MAX_PODS)),
     unobserved_ns=st.integers(0, 10**14),
+    kept_ns=st.none() | st.integers(0, 10**14),
+    of_first_state=st.booleans(),
 )
 figures = st.builds(
     StageReport,
@@ -269,6 +271,7 @@ def _repeat(name: str, count: int) -> Callable[[pb.ProbeSummary], object]:
         ),
         (_a_summary(lambda m: m.counters.update({"rtos": 2**64 - 1})), "summary.counters"),
         (_a_summary(lambda m: setattr(m.unobserved, "seconds", -1)), "summary.unobserved"),
+        (_a_summary(lambda m: setattr(m.kept, "nanos", -1)), "summary.kept"),
         (_a_pod(lambda m: setattr(m, "score", 2**53)), "pod.score"),
         (_a_pod(lambda m: setattr(m.stages[0], "p99_ns", 2**53)), "pod.stages[0]"),
         (_a_pod(lambda m: setattr(m.stages[0], "sampling_ratio", 5e-324)), "pod.stages[0]"),

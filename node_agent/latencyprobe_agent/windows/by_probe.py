@@ -15,7 +15,7 @@ from types import MappingProxyType
 from latencyprobe.domain.fairness import MAX_TARGETS
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.collector import Departed, Moment, ProbeFigures, measure_alike
-from latencyprobe_agent.desired import Desired, DesiredProbe
+from latencyprobe_agent.desired import NOTHING_DESIRED, Desired, DesiredProbe
 from latencyprobe_agent.plan import PodTargets
 from latencyprobe_agent.windows.probe_window import DroppedPod, ProbeWindow, WindowReport
 
@@ -33,6 +33,7 @@ class Windows:
 
     def __init__(self) -> None:
         self.is_suspending = False
+        self._had_a_state = False
         self._windows: dict[str, ProbeWindow] = {}
         # Without a lease nothing is measured; a client that comes back finds them again.
         self._suspended: dict[str, ProbeWindow] = {}
@@ -67,7 +68,8 @@ class Windows:
                 continue
             known = before.get(probe.id)
             if known is None or not measure_alike(known.probe, probe):
-                known = ProbeWindow(probe, probe.window, asked)
+                of_first = not self._had_a_state
+                known = ProbeWindow(probe, probe.window, asked, of_first_state=of_first)
                 self._taken.pop(probe.id, None)
             self._take_back(probe.id, pods.get(probe.id, ()))
             known.follow(
@@ -80,6 +82,7 @@ class Windows:
                 now=now,
             )
             self._windows[probe.id] = known
+        self._had_a_state = self._had_a_state or desired != NOTHING_DESIRED
         if desired.probes:
             self._suspended = {}
         self._taken = {name: end for name, end in self._taken.items() if name in self._windows}

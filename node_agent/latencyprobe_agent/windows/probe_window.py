@@ -186,8 +186,16 @@ class ProbeWindow:
     Large, because pods that end, gaps and the node each have a state beside the sums.
     """
 
-    def __init__(self, probe: DesiredProbe, window: DesiredWindow, asked: Moment) -> None:
+    def __init__(
+        self,
+        probe: DesiredProbe,
+        window: DesiredWindow,
+        asked: Moment,
+        *,
+        of_first_state: bool = False,
+    ) -> None:
         self.probe = probe
+        self._of_first_state = of_first_state
         self._window = window
         self._applied_at = asked.monotonic
         self._interval: tuple[Moment, Moment] | None = None
@@ -423,6 +431,8 @@ class ProbeWindow:
             waiting_ns=waiting,
             scores=scores,
             unobserved_ns=self._unobserved_ns(end.monotonic),
+            kept_ns=round(max(end.monotonic - self._applied_at, 0.0) * 1e9),
+            of_first_state=self._of_first_state,
         )
         shown = (reports[score.pod_uid] for score in scores)
         complete = shown if is_each_shown else map(self._in_full, shown)

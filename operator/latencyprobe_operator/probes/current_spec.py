@@ -117,6 +117,10 @@ class CurrentSpec:
         if not self.start_time:
             self.start_time = timestamp(now)
 
+    def passed_s(self, now: float) -> float:
+        """Return the time since the begin of measuring; 0 before it."""
+        return max(now - epoch_s(self.start_time), 0.0) if self.start_time else 0.0
+
     def remaining_s(self, now: float) -> float | None:
         """Return the time to the end of spec.duration; None if it has no end or has not begun."""
         if not self.spec or self.spec.duration_s is None or not self.start_time:

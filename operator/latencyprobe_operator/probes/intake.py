@@ -67,13 +67,15 @@ class ReportIntake:
         *,
         at: float,
         wall: float,
+        measured_s: Callable[[], float] = lambda: 0.0,
     ) -> bool:
         """Take in the report of a node; pods of other nodes among these are left out.
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
         Returns False for a part that is not the last, and if it brings pods in full alone. Also for
         a report of an older agent too soon after another one. The last such report is added to the
-        next one that is taken. `wall` is since the epoch.
+        next one that is taken. `wall` is since the epoch. `measured_s` returns the time since the
+        begin of measuring, by this operator or an earlier one.
         """
         self.arrived.set()
         report = self._allowed(report, placed)
@@ -101,6 +103,7 @@ class ReportIntake:
                 at=at,
                 window_s=spec.window_s,
                 keeps_window=keeps_window,
+                wanted_s=lambda: min(measured_s(), wall - _first_start(node, placed, wall)),
             )
         self.reported = True
         self._last_report = wall
@@ -184,18 +187,24 @@ class ReportIntake:
             objectives=spec.bounds,
         )
 
-    def adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
+    def adopt(self, spec: ProbeSpec, before: ProbeSpec | None, *, at: float) -> None:
         """Drop all figures if a new spec measures something else."""
         if before and _measured(before) != _measured(spec):
-            self.clear()
+            self.clear(at=at)
 
-    def clear(self) -> None:
+    def clear(self, *, at: float) -> None:
         """Begin another measurement."""
-        self.summaries.clear()
+        self.summaries.clear(at=at)
         self._parts.clear()
         self._judged.clear()
         self._early.clear()
         self.reported = False
+
+
+def _first_start(node: str, placed: Mapping[str, PlacedPod], now: float) -> float:
+    """Return the earliest start of a running container among these pods on a node; else `now`."""
+    starts = (each.pod.started for each in placed.values() if each.pod.node == node)
+    return min((start for start in starts if start), default=now)
 
 
 def _of_node(

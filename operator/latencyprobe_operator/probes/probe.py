@@ -175,7 +175,7 @@ class Probe:
 
     def _adopt(self, spec: ProbeSpec, before: ProbeSpec | None) -> None:
         self._worst.max_pods = spec.max_pods
-        self._intake.adopt(spec, before)
+        self._intake.adopt(spec, before, at=_now())
 
     def take_report(self, node: str, report: ReportedProbe) -> None:
         """Take in an agent's report."""
@@ -183,7 +183,15 @@ class Probe:
         if not self._pods.followed or not spec:
             return
         now, wall = _now(), self._wall_clock()
-        is_whole = self._intake.take(node, report, self._pods.placed, spec, at=now, wall=wall)
+        is_whole = self._intake.take(
+            node,
+            report,
+            self._pods.placed,
+            spec,
+            at=now,
+            wall=wall,
+            measured_s=lambda: self._current.passed_s(self._steady_clock()),
+        )
         if is_whole and self._schedule.take_report(node, now):
             self._poked.set()
 
@@ -231,7 +239,7 @@ class Probe:
         if spec is None or idle_phase:
             self._shown.forget(self.key.uid)
             self._pods.leave()
-            self._intake.clear()
+            self._intake.clear(at=_now())
             self._schedule.forget_reports()
         else:
             self._pods.follow(spec)

@@ -7,8 +7,9 @@ is the whole picture. Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 import heapq
+import math
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,7 +31,13 @@ from latencyprobe_operator.probes.accusations import NodeAccusations
 from latencyprobe_operator.probes.facts import AccusedCause
 from latencyprobe_operator.probes.skew import skew_of_scores
 from latencyprobe_operator.probes.sums import MAX_COUNTERS, PackedMeasurement, RunningSum, packed
-from latencyprobe_operator.probes.unobserved import ALL_OBSERVED, ObservedTime, Unobserved
+from latencyprobe_operator.probes.unobserved import (
+    ALL_OBSERVED,
+    UNKNOWN_AGE,
+    ObservedTime,
+    Unobserved,
+    WindowAge,
+)
 
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
@@ -92,6 +99,8 @@ class NodeSummaries:
         self._observed: dict[str, ObservedTime] = {}
         """Of all nodes that run pods of the probe, also of those without figures in the window."""
         self._accused_before = accused_before
+        self._began_at = -math.inf
+        """The time since which this operator knows that the probe measures the same."""
 
     def take(
         self,
@@ -102,10 +111,12 @@ class NodeSummaries:
         at: float,
         window_s: float,
         keeps_window: bool = True,
+        wanted_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Take in a node's summary in place of the one before.
 
         `keeps_window`: it is of the whole window, and its agent answers a choice of pods.
+        `wanted_s` returns the seconds for which the probe wants pods of this node measured.
         """
         figures = self._nodes.get(node)
         if figures is None:
@@ -126,7 +137,13 @@ class NodeSummaries:
         if keeps_window:
             stated_s = summary.unobserved_ns / 1e9
             self._observed.setdefault(node, ObservedTime()).note(
-                report.span, report.source, stated_s=stated_s, window_s=window_s, at=at
+                report.span,
+                report.source,
+                stated_s=stated_s,
+                window_s=window_s,
+                at=at,
+                age=_age_of(summary),
+                wanted_s=lambda: min(wanted_s(), at - self._began_at),
             )
         _take_node(figures, report.node)
 
@@ -139,8 +156,9 @@ class NodeSummaries:
             (pod.pod_uid, pod) for pod in report.pods if pod.pod_uid in figures.scored
         )
 
-    def clear(self) -> None:
-        """Drop everything: another measurement begins."""
+    def clear(self, *, at: float) -> None:
+        """Drop everything: another measurement begins at this time."""
+        self._began_at = at
         self._nodes.clear()
         self._observed.clear()
         self._accused_before = ()
@@ -278,6 +296,12 @@ def _take_node(figures: _NodeFigures, node: NodeMeasurement) -> None:
     most = within_limits(node)
     figures.counters = most.counters
     figures.node_stages = {stage: pack({stage.name: each}) for stage, each in most.stages.items()}
+
+
+def _age_of(summary: ProbeSummary) -> WindowAge:
+    if summary.kept_ns is None:
+        return UNKNOWN_AGE
+    return WindowAge(summary.kept_ns / 1e9, summary.of_first_state)
 
 
 def _accused(summary: ProbeSummary) -> Mapping[Bottleneck, AccusedCause]:

@@ -33,6 +33,7 @@ from latencyprobe.domain.summary import PodChoice, PodReport
 from latencyprobe.domain.waits import TOTALS
 from latencyprobe_agent.collector import Moment, ProbeFigures
 from latencyprobe_agent.desired import (
+    NOTHING_DESIRED,
     ContainerSelector,
     Desired,
     DesiredProbe,
@@ -975,6 +976,36 @@ def test_time_without_programs_is_unobserved_while_it_lasts_and_afterwards() -> 
     measured.follow(_probe("a"))
     measured.interval()
     assert _unobserved_s(measured) == 20
+
+
+def test_a_report_has_the_age_of_its_window() -> None:
+    measured = Measured(_probe("a"), at=1000)
+    measured.now = 1003
+    ages = []
+    for _ in range(8):
+        measured.interval()
+        ages.append(measured.report.summary.kept_ns)
+    assert ages == [round(seconds * 1e9) for seconds in range(13, 90, 10)]
+
+
+def test_a_window_of_the_agents_first_state_is_told_from_a_later_one() -> None:
+    windows = Windows()
+    windows.follow(NOTHING_DESIRED, {}, ALL_MODULES, asked=_at(0), now=_at(0))
+    first, later = _probe("a"), replace(_probe("b"), id="later")
+
+    def of_first_state(*probes: DesiredProbe) -> list[bool]:
+        windows.follow(Desired(1, probes), {}, ALL_MODULES, asked=_at(1), now=_at(1))
+        windows.add(ProbeFigures(probe, _at(1), _at(10), {}) for probe in probes)
+        reports = [windows.take(probe.id, ()) for probe in probes]
+        return [report.summary.of_first_state for report in reports if report is not None]
+
+    assert of_first_state(first) == [True]
+    assert of_first_state(first, later) == [True, False]
+    windows.suspend(_at(11))
+    windows.follow(NOTHING_DESIRED, {}, ALL_MODULES, asked=_at(12), now=_at(12))
+    assert of_first_state(first, later) == [True, False], "the window goes on"
+    changed = replace(first, modules=frozenset({Module.RX}))
+    assert of_first_state(changed) == [False]
 
 
 def test_without_a_pod_nothing_is_missed() -> None:

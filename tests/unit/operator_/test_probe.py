@@ -14,6 +14,7 @@ import pytest
 
 from latencyprobe.domain.fairness import MAX_PROBES
 from latencyprobe.domain.measurement import MAX_NODE_STAGES, Measurement
+from latencyprobe.domain.summary import ProbeSummary
 from latencyprobe_operator.agents.messages import outgoing_state
 from latencyprobe_operator.api.status_fields import NodeState
 from latencyprobe_operator.api.timestamps import epoch_s, timestamp
@@ -21,7 +22,7 @@ from latencyprobe_operator.kube.cluster import ApiError
 from latencyprobe_operator.kube.events import EventOutcome
 from latencyprobe_operator.kube.informer import PodsRefusal
 from latencyprobe_operator.kube.pods import PodsChange
-from latencyprobe_operator.observed_state import AgentView, ReportedProbe
+from latencyprobe_operator.observed_state import AgentView, ReportedProbe, ReportSource, Span
 from latencyprobe_operator.probes.deltas import summarised
 from latencyprobe_operator.probes.document import Document
 from latencyprobe_operator.probes.facts import ProbeFacts
@@ -748,6 +749,71 @@ async def test_a_node_that_has_reported_is_not_waited_for_when_it_attaches_anoth
         assert world.writes == []
         await asyncio.sleep(2)
         assert world.writes
+
+
+@pytest.mark.parametrize(
+    ("probe_age_s", "pod_age_s", "of_first_state", "unobserved_s"),
+    [
+        (3600, 3600, True, 40),
+        (3600, 35, True, 15),
+        (45, 3600, True, 25),
+        (3600, 3600, False, None),
+    ],
+)
+async def test_a_new_operator_shows_the_time_before_the_restart_of_an_agent_as_unobserved(
+    world: World,
+    *,
+    probe_age_s: int,
+    pod_age_s: int,
+    of_first_state: bool,
+    unobserved_s: int | None,
+) -> None:
+    now = epoch_s("2026-01-01T02:00:00Z")
+    earlier = {**EARLIER, "startTime": timestamp(now - probe_age_s)}
+    world.status = earlier
+    summary = ProbeSummary(verdicts={"None": 1}, kept_ns=20 * 10**9, of_first_state=of_first_state)
+    reported = ReportedProbe(
+        probe_uid="uid-checkout",
+        summary=summary,
+        span=Span(now - 10, now),
+        source=ReportSource("second", 1),
+    )
+    body = {**probe_body(interval="10s"), "status": earlier}
+    async with running(
+        world, body, wall_clock=lambda: now, steady_clock=lambda: now + clock()
+    ) as probe:
+        world.show(replace(pod("a"), started=int(now) - pod_age_s))
+        probe.take_report("node-a", reported)
+        await until(lambda: world.writes, what=lambda: world.status)
+
+    assert world.status["summary"].get("unobservedSeconds") == unobserved_s
+    if unobserved_s:
+        (node,) = world.status["nodes"]
+        assert f"{unobserved_s}s of the window were not observed: the agent" in node["message"]
+
+
+async def test_a_probe_that_an_operator_has_changed_misses_nothing_of_the_time_before(
+    world: World,
+) -> None:
+    now = epoch_s("2026-01-01T02:00:00Z")
+    world.status = earlier = {**EARLIER, "startTime": timestamp(now - 3600)}
+    body = {**probe_body(interval="10s"), "status": earlier}
+    async with running(
+        world, body, wall_clock=lambda: now, steady_clock=lambda: now + clock()
+    ) as probe:
+        world.show(pod("a"))
+        await asyncio.sleep(30)
+        probe.update(probe_body(interval="10s", generation=2, modules=["rx"]))
+        await asyncio.sleep(30)
+        summary = ProbeSummary(verdicts={"None": 1}, kept_ns=10**10, of_first_state=True)
+        span, source = Span(now + 50, now + 60), ReportSource("second", 1)
+        probe.take_report(
+            "node-a",
+            ReportedProbe(probe_uid="uid-checkout", summary=summary, span=span, source=source),
+        )
+        found = lambda: world.status["summary"].get("unobservedSeconds")  # noqa: E731
+        await until(found, what=lambda: world.status)
+        assert found() == 20
 
 
 async def test_agents_have_the_time_to_report_from_when_they_are_connected_to(

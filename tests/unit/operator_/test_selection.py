@@ -32,6 +32,18 @@ def test_only_the_named_containers_are_targets() -> None:
     assert [target.name for target in targets] == ["proxy"]
 
 
+def test_a_pod_has_the_earliest_start_of_its_running_containers() -> None:
+    body = pod_body("a", containers=("server", "proxy"))
+    first, second = body["status"]["containerStatuses"]
+    first["state"]["running"]["startedAt"] = "2026-01-01T00:01:00Z"
+    assert read_pod(body).started == 1767225601
+    second["state"] = {"waiting": {}}
+    assert read_pod(body).started == 1767225660
+    for unknown in ({"terminated": {}}, {"running": {}}, {"running": {"startedAt": "soon"}}):
+        first["state"] = unknown
+        assert read_pod(body).started == 0
+
+
 def test_a_restarted_container_is_another_target() -> None:
     (first,) = targets_of(pod("a", run=1), ())
     (second,) = targets_of(pod("a", run=2), ())

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from latencyprobe_operator.observed_state import ReportSource, Span
-from latencyprobe_operator.probes.unobserved import ObservedTime, Unobserved
+from latencyprobe_operator.probes.unobserved import (
+    ALL_OBSERVED,
+    UNKNOWN_AGE,
+    ObservedTime,
+    Unobserved,
+    WindowAge,
+)
 
 WINDOW_S = 60.0
 
@@ -17,6 +25,8 @@ def note(
     stream: int = 1,
     stated_s: float = 0.0,
     at: float | None = None,
+    age: WindowAge = UNKNOWN_AGE,
+    wanted_s: float = 0.0,
 ) -> Unobserved:
     """Note a report of this span, which arrives at its end; return what is unobserved then."""
     observed.note(
@@ -25,6 +35,8 @@ def note(
         stated_s=stated_s,
         window_s=WINDOW_S,
         at=end if at is None else at,
+        age=age,
+        wanted_s=lambda: wanted_s,
     )
     return observed.unobserved(WINDOW_S)
 
@@ -140,3 +152,63 @@ def test_many_gaps_within_a_long_window_keep_their_sum() -> None:
         )
 
     assert observed.unobserved(3600).seconds == 199
+
+
+@pytest.mark.parametrize(
+    ("age", "wanted_s", "seconds"),
+    [
+        (WindowAge(10, of_first_state=True), 3600, 50),
+        (WindowAge(25, of_first_state=True), 3600, 35),
+        (WindowAge(25, of_first_state=True), 40, 15),
+        (WindowAge(25, of_first_state=True), 26, 0),  # the clocks of two nodes
+        (WindowAge(25, of_first_state=True), 10, 0),
+        (WindowAge(60, of_first_state=True), 3600, 0),
+        (WindowAge(3600, of_first_state=True), 3600, 0),
+        (WindowAge(10, of_first_state=False), 3600, 0),  # the probe is new to the node
+        (UNKNOWN_AGE, 3600, 0),  # an older agent
+    ],
+)
+def test_a_new_operator_misses_what_an_agent_before_would_have_measured(
+    age: WindowAge, wanted_s: float, seconds: int
+) -> None:
+    observed = ObservedTime()
+    found = note(observed, 1e9, 1e9 + 10, at=7, age=age, wanted_s=wanted_s)
+    assert found == (Unobserved(seconds, "the agent was restarted") if seconds else ALL_OBSERVED)
+
+
+def test_a_window_that_was_lost_before_a_failover_leaves_in_time() -> None:
+    observed = ObservedTime()
+    seconds = [
+        note(
+            observed,
+            at,
+            at + 10,
+            age=WindowAge(at + 10, of_first_state=True),
+            wanted_s=3600,
+        ).seconds
+        for at in range(0, 70, 10)
+    ]
+    assert seconds == [50, 40, 30, 20, 10, 0, 0]
+
+
+def test_a_restart_under_the_same_operator_loses_the_longer_of_both() -> None:
+    for wanted_s, seconds in ((3600, 50), (13, 13)):
+        observed = ObservedTime()
+        note(observed, 100, 110)
+        age = WindowAge(10, of_first_state=True)
+        found = note(observed, 113, 123, instance="second", stream=2, age=age, wanted_s=wanted_s)
+        assert found.seconds == seconds
+
+
+def test_a_first_report_that_was_missed_after_a_restart_is_no_loss() -> None:
+    observed = ObservedTime()
+    note(observed, 100, 110)
+    age = WindowAge(30, of_first_state=True)
+    found = note(observed, 135, 145, instance="second", stream=2, age=age, wanted_s=40)
+    assert found.seconds == 15
+
+
+def test_the_time_to_attach_after_a_restart_is_added_to_the_lost_window() -> None:
+    observed = ObservedTime()
+    age = WindowAge(20, of_first_state=True)
+    assert note(observed, 100, 110, stated_s=5, age=age, wanted_s=3600).seconds == 45
