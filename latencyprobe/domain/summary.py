@@ -51,6 +51,8 @@ class PodReport:
     score: int
     report: TargetReport
     ended: bool = False
+    unknown: tuple[str, ...] = ()
+    """Names of figures and causes of a newer agent that this version does not know."""
 
     @property
     def place(self) -> PodScore:

@@ -31,7 +31,7 @@ def pending_to_proto(pending: Mapping[str, Pending] | None) -> list[pb.Pending]:
 def pending_from_proto(messages: Sequence[pb.Pending], field: str) -> dict[str, Pending]:
     """Decode and check what is pending; raise CorruptMessageError.
 
-    Unknown kinds of a newer agent are left out.
+    Unknown kinds of a newer agent are left out: see `newer_pending`.
     """
     check_length(field, len(messages), MAX_PENDING)
     found: dict[str, Pending] = {}
@@ -47,11 +47,20 @@ def pending_from_proto(messages: Sequence[pb.Pending], field: str) -> dict[str, 
         if message.kind in found:
             raise CorruptMessageError(f"{where}.kind", f"{message.kind!r} is repeated")
         if message.kind in PENDING_BY_NAME and message.count:
-            found[message.kind] = Pending(
-                message.count,
-                message.sockets,
-                message.bytes,
-                message.oldest_ns,
-                message.waiting_ns,
-            )
+            found[message.kind] = _pending(message)
     return found
+
+
+def newer_pending(messages: Sequence[pb.Pending]) -> dict[str, Pending]:
+    """Return what is pending of unknown kinds, in messages that `pending_from_proto` has taken."""
+    return {
+        message.kind: _pending(message)
+        for message in messages
+        if message.kind not in PENDING_BY_NAME and message.count
+    }
+
+
+def _pending(message: pb.Pending) -> Pending:
+    return Pending(
+        message.count, message.sockets, message.bytes, message.oldest_ns, message.waiting_ns
+    )

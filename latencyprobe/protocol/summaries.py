@@ -1,8 +1,8 @@
 """Summaries as the protocol carries them: between the domain's values and protobuf's messages.
 
 As in `measurements`: a received message is checked here, once, and names and texts in it become
-printable. An unknown cause or stage of a newer agent is no error. A next step is one of this
-version's own: an agent that was taken over is not to advise people.
+printable. An unknown name of a newer agent is no error, and is reported: see `newer`. A next step
+is one of this version's own: an agent that was taken over is not to advise people.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from latencyprobe.domain.causes import CAUSES, Bottleneck
 from latencyprobe.domain.evidence import EvidenceLine, Kind, Unit
 from latencyprobe.domain.measurement import Measurement, largest_counters
 from latencyprobe.domain.packed_figures import PackedFigures, pack_figures
+from latencyprobe.domain.patience import KINDS_OF_PEERS
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.stages import BY_NAME, INDEX
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary
@@ -43,8 +44,9 @@ from latencyprobe.protocol.measurements import (
     plain_counters,
     with_short_names,
 )
+from latencyprobe.protocol.newer import kept_figures, shown_names
 from latencyprobe.protocol.peers import peers_from_proto, peers_to_proto
-from latencyprobe.protocol.pending import pending_from_proto, pending_to_proto
+from latencyprobe.protocol.pending import newer_pending, pending_from_proto, pending_to_proto
 from latencyprobe.protocol.summary_stages import stages_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 
@@ -138,7 +140,10 @@ def pod_to_proto(pod: PodReport) -> pb.PodReport:
 
 
 def pod_from_proto(message: pb.PodReport) -> PodReport:
-    """Decode and check one pod in full; raise CorruptMessageError."""
+    """Decode and check one pod in full; raise CorruptMessageError.
+
+    Figures of a newer agent that need no meaning are kept. `unknown` has their names too.
+    """
     check_length("pod.stages", len(message.stages), MAX_STAGES)
     check_length("pod.containers", len(message.containers), MAX_CONTAINERS)
     check_numbers((message.score,), "pod.score")
@@ -146,15 +151,22 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
     counters = plain_counters(message.counters)
     netns_counters = plain_counters(message.netns_counters)
     counted = measurement_from_proto((), counters, netns_counters)
-    check_numbers(counters.values(), "pod.counters")
+    check_counters(counters, "pod.counters")
     check_numbers(netns_counters.values(), "pod.netns_counters")
     stages: dict[int, bytes] = {}
+    unknown: set[str] = set()
     for index, stage in enumerate(message.stages):
         known = INDEX.get(stage.name)
         if known in stages:
             raise CorruptMessageError("pod.stages", "a stage is repeated")
-        if known is not None:
+        if known is None:
+            unknown.add(stage.name)
+        else:
             stages[known] = _packed(known, stage, f"pod.stages[{index}]")
+    pending = pending_from_proto(message.pending, "pod.pending")
+    newer_counters = counters.keys() - counted.counters.keys()
+    newer_waits = newer_pending(message.pending)
+    unknown |= newer_counters | newer_waits.keys() | _unknown_names(message)
     return PodReport(
         pod_uid=message.pod_uid,
         name=bounded(message.name, MAX_POD_NAME_LENGTH),
@@ -162,15 +174,27 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
         score=message.score,
         report=TargetReport(
             PackedFigures(stages.values()),
-            with_short_names(counted.counters),
+            {**with_short_names(counted.counters), **kept_figures(counters, newer_counters)}
+            if newer_counters
+            else with_short_names(counted.counters),
             with_short_names(counted.netns_counters),
             _verdict_from_proto(message.verdict),
-            pending_from_proto(message.pending, "pod.pending"),
+            {**pending, **kept_figures(newer_waits, newer_waits)},
             peers_from_proto(message.peers, "pod.peers"),
             cgroups_from_proto(message.cgroups, counted.counters, "pod.cgroups"),
         ),
         ended=message.ended,
+        unknown=shown_names(unknown),
     )
+
+
+def _unknown_names(message: pb.PodReport) -> set[str]:
+    """Return the unknown causes, and the unknown kinds of peers, of a pod."""
+    verdict = message.verdict
+    names = {name for name in verdict.waiting_ns if name not in _CAUSES}
+    if verdict.bottleneck and verdict.bottleneck not in _CAUSES:
+        names.add(verdict.bottleneck)
+    return names | {peer.kind for peer in message.peers if peer.kind not in KINDS_OF_PEERS}
 
 
 def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:

@@ -131,6 +131,9 @@ class ReportedProbe:
     corruption: str | None = None
     """The contradiction in the summary or the pods, which are left out; None: they are sound."""
     unknown: tuple[str, ...] = ()
-    """Names of stages and causes that this operator does not know; the summary lacks them."""
+    """Names of a newer agent that this operator does not know.
+
+    Sums and verdicts lack them. Pods in full have counters and pending waits with plain names.
+    """
     span: Span = Span()
     source: ReportSource = UNKNOWN_SOURCE

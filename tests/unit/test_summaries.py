@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,12 +17,14 @@ from latencyprobe.domain.evidence import EvidenceLine
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import Measurement, StageMeasurement
 from latencyprobe.domain.packed_figures import PackedFigures
+from latencyprobe.domain.pending import Pending
 from latencyprobe.domain.report import StageReport, TargetReport
 from latencyprobe.domain.serialisation import document_of
 from latencyprobe.domain.stages import CGROUP_COUNTERS, COUNTERS, STAGES
 from latencyprobe.domain.summary import PodChoice, PodReport, PodScore, ProbeSummary, worst_first
 from latencyprobe.domain.verdict import NEXT_STEPS, Verdict
 from latencyprobe.protocol.measurements import MAX_OPEN_COUNTERS, CorruptMessageError
+from latencyprobe.protocol.newer import MAX_KEPT, MAX_UNKNOWN
 from latencyprobe.protocol.summaries import (
     MAX_PODS,
     choice_from_proto,
@@ -229,6 +232,55 @@ def test_an_unknown_stage_of_a_newer_agent_is_left_out() -> None:
         pb.PodReport(pod_uid="uid", stages=stages, verdict=pb.Verdict(bottleneck="None"))
     ).report
     assert [stage.name for stage in report.stages] == ["rx.total"]
+
+
+def _pod(**parts: Any) -> PodReport:
+    return pod_from_proto(
+        pb.PodReport(pod_uid="uid", verdict=pb.Verdict(bottleneck="None"), **parts)
+    )
+
+
+def test_figures_of_a_newer_agent_that_need_no_meaning_are_kept_and_named() -> None:
+    waits = pb.Pending(kind="unsignedForms", count=3, sockets=2, oldest_ns=9, waiting_ns=20)
+    pod = _pod(
+        counters={"retransmits": 4, "teleports": 5, "noTeleports": 0},
+        pending=[pb.Pending(kind="unreadSegments", count=1), waits, pb.Pending(kind="empty")],
+        stages=[pb.StageFigures(name="rx.teleport")],
+        peers=[pb.Peer(kind="ghosts", count=1)],
+    )
+    assert pod.report.counters == {"retransmits": 4, "teleports": 5, "noTeleports": 0}
+    assert pod.report.pending == {
+        "unreadSegments": Pending(1),
+        "unsignedForms": Pending(3, 2, 0, 9, 20),
+    }
+    assert pod.report.peers == ()
+    assert pod.unknown == ("ghosts", "noTeleports", "rx.teleport", "teleports", "unsignedForms")
+
+
+def test_causes_of_a_newer_agent_are_named() -> None:
+    verdict = pb.Verdict(bottleneck="Gremlins", waiting_ns={"Gnomes": 5, "Peer": 6})
+    pod = pod_from_proto(pb.PodReport(pod_uid="uid", verdict=verdict))
+    assert pod.unknown == ("Gnomes", "Gremlins")
+    assert pod.report.verdict.waiting_ns == {"Peer": 6}
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J", "two words", "Upper", "waitedFor.7", "a" * 41, "<script>", "é", "a\n"]
+)
+def test_figures_whose_names_are_not_plain_are_named_and_not_kept(name: str) -> None:
+    pod = _pod(counters={name: 1}, pending=[pb.Pending(kind=name, count=1)])
+    assert (pod.report.counters, pod.report.pending) == ({}, {})
+    (shown,) = pod.unknown
+    assert shown.isprintable()
+    assert len(shown) <= 64
+
+
+def test_of_very_many_unknown_figures_the_first_are_kept_and_named() -> None:
+    waits = [pb.Pending(kind=f"wait{number:02}", count=1) for number in range(60)]
+    pod = _pod(counters={f"c{number:03}": number for number in range(256)}, pending=waits)
+    assert pod.report.counters == {f"c00{number}": number for number in range(MAX_KEPT)}
+    assert list(pod.report.pending or ()) == [f"wait0{number}" for number in range(MAX_KEPT)]
+    assert len(pod.unknown) == MAX_UNKNOWN
 
 
 def _a_summary(spoil: Callable[[pb.ProbeSummary], object]) -> Callable[[], object]:

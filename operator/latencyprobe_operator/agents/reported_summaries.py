@@ -18,10 +18,11 @@ from latencyprobe.domain.stages import BY_NAME
 from latencyprobe.domain.summary import PodReport, PodScore, ProbeSummary
 from latencyprobe.protocol.limits import check_length, check_moment
 from latencyprobe.protocol.measurements import CorruptMessageError
+from latencyprobe.protocol.newer import shown_names
 from latencyprobe.protocol.summaries import MAX_PODS, pod_from_proto, summary_from_proto
 from latencyprobe.protocol.v1 import node_agent_pb2 as pb
 from latencyprobe_operator.agents.asked_pods import AskedPods, FindPod
-from latencyprobe_operator.agents.messages import name_of, target_status, text_of, with_node
+from latencyprobe_operator.agents.messages import target_status, text_of, with_node
 from latencyprobe_operator.observed_state import (
     UNKNOWN_SOURCE,
     ReportedProbe,
@@ -83,11 +84,10 @@ def reported_summary(
         pods=in_full,
         targets=targets,
         unasked=unasked + len(statuses) - len(targets),
-        unknown=_unknown(message.summary, summary) if summary else (),
     )
-    if summary is None or not message.HasField("node"):
-        return report
-    return with_node(report, message.node)
+    if summary is not None and message.HasField("node"):
+        report = with_node(report, message.node)
+    return replace(report, unknown=_unknown(message, report))
 
 
 def _summary(message: pb.ProbeReport) -> ProbeSummary | None:
@@ -112,12 +112,23 @@ def _limited(verdicts: Mapping[str, int], most: int | None) -> Mapping[str, int]
     return limited
 
 
-def _unknown(message: pb.ProbeSummary, summary: ProbeSummary) -> tuple[str, ...]:
-    """Return the names of a newer agent's stages and causes, which the summary lacks."""
+def _unknown(message: pb.ProbeReport, report: ReportedProbe) -> tuple[str, ...]:
+    """Return the names of a newer agent that this operator does not know, of all in a report."""
+    names = {name for pod in report.pods for name in pod.unknown}
+    if report.summary is not None:
+        names |= _unknown_in_summary(message.summary, report.summary)
+    if len(report.node.stages) < len(message.node.stages):
+        names |= {stage.name for stage in message.node.stages if stage.name not in BY_NAME}
+    return shown_names(names)
+
+
+def _unknown_in_summary(message: pb.ProbeSummary, summary: ProbeSummary) -> set[str]:
     names = {name for name in (*message.verdicts, *message.waiting_ns) if name not in _CAUSES}
     if len(summary.merged.stages) < len(message.stages):
         names |= {stage.name for stage in message.stages if stage.name not in BY_NAME}
-    return tuple(sorted(map(name_of, names)))
+    if len(summary.merged.counters) < len(message.counters):
+        names |= {*message.counters} - summary.merged.counters.keys()
+    return names
 
 
 def _asked_for(

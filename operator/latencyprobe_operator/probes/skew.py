@@ -20,7 +20,7 @@ def skew_of_scores(version: int) -> str:
 
 
 def skew_of_names(unknown: Collection[str]) -> str:
-    """Describe stages, counters and causes of a newer agent; empty without any."""
+    """Describe figures and causes of a newer agent; empty without any."""
     if not unknown:
         return ""
     shown = sorted(unknown)[:_MOST_NAMES]

@@ -42,6 +42,8 @@ from latencyprobe_operator.probes.unobserved import (
 # Adding up this many takes some 10 ms.
 _NODES_OF_A_STEP = 50
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
+# Names of a newer agent, of one interval.
+_MOST_UNKNOWN = 64
 # Between two reports of a node: one may be lost, and the next is late.
 LATE_INTERVALS = 2.5
 
@@ -152,6 +154,8 @@ class NodeSummaries:
         figures = self._nodes.get(node)
         if not figures or figures.skew or report.span.end != figures.end:
             return
+        names = sorted({*figures.unknown, *report.unknown})
+        figures.unknown = tuple(names[:_MOST_UNKNOWN])
         figures.in_full.update(
             (pod.pod_uid, pod) for pod in report.pods if pod.pod_uid in figures.scored
         )
@@ -245,7 +249,7 @@ class NodeSummaries:
         return {node for node, figures in self._nodes.items() if figures.skew}
 
     def unknown_of(self, node: str) -> Collection[str]:
-        """Return the names of stages and causes of this node that this operator does not know."""
+        """Return the names of figures and causes of this node that this operator does not know."""
         figures = self._nodes.get(node)
         return figures.unknown if figures else ()
 

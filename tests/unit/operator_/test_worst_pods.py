@@ -571,6 +571,29 @@ async def test_stages_and_causes_of_a_newer_agent_are_named_as_version_skew() ->
         assert cluster.status["nodes"] == []
 
 
+async def test_figures_of_a_newer_agent_are_shown_in_rows_and_named_as_version_skew() -> None:
+    cluster = Cluster(nodes=1, pods_of_a_node=2)
+    async with cluster.running():
+        message = cluster.summarised("node-000")
+        message.summary.counters["teleports"] = 12
+        for each in message.pods:
+            each.counters["teleports"] = 6
+            each.counters["\x1b[2J"] = 6
+            each.pending.add(kind="unsignedForms", count=3, sockets=2)
+        cluster.deliver("node-000", message)
+        await asyncio.sleep(INTERVAL_S)
+        for row in cluster.status["pods"]:
+            assert row["counters"]["teleports"] == 6
+            assert "\\x1b[2J" not in row["counters"]
+            assert row["pending"]["unsignedForms"]["count"] == 3
+        (node,) = cluster.status["nodes"]
+        assert node["state"] == "Partial"
+        assert node["message"].endswith(
+            "measures \\x1b[2J, teleports, unsignedForms, which this operator does not know; "
+            "upgrade the operator"
+        )
+
+
 async def test_covered_stages_of_a_newer_agent_are_named_as_version_skew() -> None:
     class Newer(Cluster):
         def agent(self, node: str) -> AgentView:
