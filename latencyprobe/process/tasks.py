@@ -33,6 +33,25 @@ def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     return asyncio.create_task(work, name=name)
 
 
+async def repeat(step: Callable[[], None], *, every_s: float, name: str) -> NoReturn:
+    """Take a step again and again. A failure is logged and ends nothing: for work beside the main.
+
+    The first step is taken at once.
+    """
+    has_failed = False
+    while True:
+        try:
+            step()
+        except Exception:
+            # Once for failures in a row.
+            if not has_failed:
+                log.exception("%s: unexpected error; tried again each %g s", name, every_s)
+            has_failed = True
+        else:
+            has_failed = False
+        await asyncio.sleep(every_s)
+
+
 class EssentialTasks:
     """The background tasks without which a process would do only a part of its work.
 

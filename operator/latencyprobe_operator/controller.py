@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from latencyprobe.process.tasks import EssentialTasks
+from latencyprobe.process.tasks import EssentialTasks, repeat
 from latencyprobe_operator.admission import NO_LIMITS, AdminLimits, Admissions, Applicant
 from latencyprobe_operator.agents.credentials import Credentials
 from latencyprobe_operator.agents.disconnected_nodes import DisconnectedNodes
@@ -132,8 +132,12 @@ class Controller:
         """Begin to look up agents, and connect to them once the probes are known."""
         self._agents.follow(self._cluster, self._fleet.set_agent, self._tasks.spawn)
         self._tasks.spawn(self._warm_up(), "warm-up")
-        self._tasks.spawn(self._keep_gauges(), "gauges")
-        self._tasks.spawn(_keep_giving_back(), "free memory")
+        # An operator that ends because of these would leave agents that it serves.
+        for step, every_s, name in (
+            (self._show_gauges, _GAUGES_S, "gauges"),
+            (heap.give_back, _GIVE_BACK_S, "free memory"),
+        ):
+            self._tasks.spawn(repeat(step, every_s=every_s, name=name), name)
 
     async def failure(self) -> NoReturn:
         """Wait for the failure of a task, and raise it: the operator must not go on without it."""
@@ -319,16 +323,8 @@ class Controller:
         probe = self._probes.get(probe_uid)
         return probe is not None and probe.pods_known
 
-    async def _keep_gauges(self) -> None:
-        while True:
-            phases = Counter(probe.phase for probe in self._probes.values())
-            now = asyncio.get_running_loop().time()
-            disconnected = self._disconnected_nodes.count(self._fleet.connections(), at=now)
-            self.metrics.set_gauges(phases, self._fleet.states(), disconnected)
-            await asyncio.sleep(_GAUGES_S)
-
-
-async def _keep_giving_back() -> None:
-    while True:
-        await asyncio.sleep(_GIVE_BACK_S)
-        heap.give_back()
+    def _show_gauges(self) -> None:
+        phases = Counter(probe.phase for probe in self._probes.values())
+        now = asyncio.get_running_loop().time()
+        disconnected = self._disconnected_nodes.count(self._fleet.connections(), at=now)
+        self.metrics.set_gauges(phases, self._fleet.states(), disconnected)

@@ -82,7 +82,7 @@ class Renewal:
     def _read(self) -> grpc.ChannelCredentials | None:
         try:
             return self._credentials()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.debug("cannot read the certificates: %s", error)
             return None
 

@@ -88,8 +88,8 @@ async def test_a_failed_task_ends_the_operator_and_agents_keep_their_state(
         )
         await until(lambda: agent.applied, what=lambda: agent.applied)
         applied = len(agent.applied)
-        controller._tasks.spawn(fail(), "gauges")
-        with pytest.raises(TaskFailedError, match="'gauges' has failed: RuntimeError: a bug"):
+        controller._tasks.spawn(fail(), "renewal")
+        with pytest.raises(TaskFailedError, match="'renewal' has failed: RuntimeError: a bug"):
             await asyncio.wait_for(serving, 20)
     await agent.stop()
 

@@ -17,6 +17,7 @@ from latencyprobe_operator.agents.fleet import Fleet
 from latencyprobe_operator.controller import Controller
 from latencyprobe_operator.kube.cluster import ApiError, Cluster, NotServedError, WatchEvent
 from latencyprobe_operator.kube.informer import Informer
+from latencyprobe_operator.metrics import OperatorMetrics
 from tests.unit.operator_.controlled import AGENT_NAMESPACE, controller_of
 from tests.unit.operator_.virtual_time import VirtualTimeLoop
 from tools.fakes.samples import Json, pod_body, probe_body, target_id
@@ -258,3 +259,24 @@ async def test_an_operator_without_a_failure_goes_on(opened: list[float]) -> Non
         assert not failure.done()
         failure.cancel()
     assert len(opened) == 1
+
+
+async def test_work_beside_the_main_that_fails_ends_no_operator(
+    opened: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[float] = []
+
+    def fail(*_: object) -> None:
+        calls.append(asyncio.get_running_loop().time())
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(OperatorMetrics, "set_gauges", fail)
+    async with leading(SlowApi()) as controller:
+        failure = asyncio.ensure_future(controller.failure())
+        await asyncio.sleep(100)
+        assert not failure.done()
+        failure.cancel()
+    assert opened
+    assert len(calls) == pytest.approx(20, abs=1)
+    lines = [line for line in caplog.messages if "gauges: unexpected error" in line]
+    assert len(lines) == 1
