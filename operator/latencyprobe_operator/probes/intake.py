@@ -103,7 +103,10 @@ class ReportIntake:
                 at=at,
                 window_s=spec.window_s,
                 keeps_window=keeps_window,
-                wanted_s=lambda: min(measured_s(), wall - _first_start(node, placed, wall)),
+                wanted_s=lambda: (
+                    min(measured_s(), wall - _first_start(node, placed, wall))
+                    - _age_s(report, wall, spec.interval_s)
+                ),
             )
         self.reported = True
         self._last_report = wall
@@ -199,6 +202,14 @@ class ReportIntake:
         self._judged.clear()
         self._early.clear()
         self.reported = False
+
+
+def _age_s(report: ReportedProbe, wall: float, interval_s: float) -> float:
+    """Return the age of a report: an agent sends its newest one again to another operator.
+
+    Within what is possible, since the clock of the agent's node may be set.
+    """
+    return min(max(wall - report.span.end, 0.0), LATE_INTERVALS * interval_s)
 
 
 def _first_start(node: str, placed: Mapping[str, PlacedPod], now: float) -> float:

@@ -752,12 +752,18 @@ async def test_a_node_that_has_reported_is_not_waited_for_when_it_attaches_anoth
 
 
 @pytest.mark.parametrize(
-    ("probe_age_s", "pod_age_s", "of_first_state", "unobserved_s"),
+    ("probe_age_s", "pod_age_s", "report_age_s", "of_first_state", "unobserved_s"),
     [
-        (3600, 3600, True, 40),
-        (3600, 35, True, 15),
-        (45, 3600, True, 25),
-        (3600, 3600, False, None),
+        (3600, 3600, 0, True, 40),
+        (3600, 35, 0, True, 15),
+        (45, 3600, 0, True, 25),
+        (3600, 3600, 0, False, None),
+        # It was sent again.
+        (45, 3600, 9, True, 16),
+        (28, 28, 8, True, None),
+        # The clocks of its node.
+        (45, 3600, -86400, True, 25),
+        (45, 3600, 86400, True, None),
     ],
 )
 async def test_a_new_operator_shows_the_time_before_the_restart_of_an_agent_as_unobserved(
@@ -765,6 +771,7 @@ async def test_a_new_operator_shows_the_time_before_the_restart_of_an_agent_as_u
     *,
     probe_age_s: int,
     pod_age_s: int,
+    report_age_s: int,
     of_first_state: bool,
     unobserved_s: int | None,
 ) -> None:
@@ -775,7 +782,7 @@ async def test_a_new_operator_shows_the_time_before_the_restart_of_an_agent_as_u
     reported = ReportedProbe(
         probe_uid="uid-checkout",
         summary=summary,
-        span=Span(now - 10, now),
+        span=Span(now - report_age_s - 10, now - report_age_s),
         source=ReportSource("second", 1),
     )
     body = {**probe_body(interval="10s"), "status": earlier}
