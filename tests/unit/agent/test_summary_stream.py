@@ -661,3 +661,18 @@ async def test_loading_before_the_first_measurement_is_unobserved(running: Runni
     async with client(running) as stream:
         report = await stream.summary()
     assert summary_from_proto(report.summary).unobserved_ns > 0
+
+
+async def test_a_probe_of_the_first_state_after_the_start_is_told_from_a_later_one(
+    running: Running,
+) -> None:
+    first = windowed(container(A))
+    later = windowed(container(B), name="later")
+    await running.stub.Apply(state(first))
+    await running.stub.Apply(state(first, later, generation=2))
+    async with client(running) as stream:
+        of_first = summary_from_proto((await stream.summary("p")).summary)
+        of_later = summary_from_proto((await stream.summary("later")).summary)
+    assert (of_first.of_first_state, of_later.of_first_state) == (True, False)
+    assert of_first.kept_ns
+    assert of_later.kept_ns
