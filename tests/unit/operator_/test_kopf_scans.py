@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any, cast
 
 import kopf
 import pytest
 from kopf._cogs.clients import api, errors, scanning
+from kopf._cogs.structs.references import Insights
+from kopf._core.reactor.observation import resource_observer
 
 from latencyprobe_operator import main
-from latencyprobe_operator.handlers import _configure
+from latencyprobe_operator.controller import Controller
+from latencyprobe_operator.handlers import _configure, build_registry
 from latencyprobe_operator.kube.cluster import GROUP, PLURAL, VERSION, Cluster
 from latencyprobe_operator.kube.kopf_scans import patient_scans
 from latencyprobe_operator.main import Options
@@ -48,6 +52,8 @@ class StartingApi:
     async def get(self, url: str, **_: Any) -> Json:
         """Return the groups, or the resources of one."""
         now = asyncio.get_running_loop().time()
+        if url == "/api":
+            return {"versions": []}
         if url == "/apis":
             self.scans += 1
             return GROUPS if now >= self.listed_at else {"groups": []}
@@ -88,6 +94,25 @@ async def test_a_later_scan_reports_that_the_crd_was_deleted(
         await asyncio.sleep(60)
         assert await scan() == set()
     assert asyncio.get_running_loop().time() < 61
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_kopf_serves_what_its_first_scan_has_found(
+    monkeypatch: pytest.MonkeyPatch, *, patient: bool
+) -> None:
+    monkeypatch.setattr(api, "get", StartingApi(begin=60).get)
+    settings, insights = kopf.OperatorSettings(), Insights()
+    _configure(settings, scan=False)
+    registry = build_registry(cast(Controller, None), cast(Cluster, None), scan=False)
+    with patient_scans(GROUP, PLURAL) if patient else nullcontext():
+        observing = asyncio.create_task(
+            resource_observer(settings=settings, registry=registry, insights=insights)
+        )
+        await asyncio.sleep(120)
+        observing.cancel()
+        await asyncio.wait({observing})
+    served = {resource.plural for resource in insights.watched_resources}
+    assert served == ({PLURAL} if patient else set())
 
 
 async def test_the_operator_waits_for_its_resource(monkeypatch: pytest.MonkeyPatch) -> None:
