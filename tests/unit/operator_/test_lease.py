@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
-from latencyprobe_operator.kube.cluster import ApiError, Cluster
-from latencyprobe_operator.kube.lease import FREE, ClusterLease, LeaseConflictError
+from latencyprobe_operator.kube.cluster import ApiError, Cluster, NotServedError
+from latencyprobe_operator.kube.lease import FREE, ClusterLease, LeaseConflictError, LeaseRecord
 from tests.unit.operator_.shared_lease import NOW, taken_by
 from tools.fakes.api import FakeApi
 
@@ -100,3 +102,16 @@ async def test_a_refusal_is_an_error_of_the_api() -> None:
     async with api.serve() as cluster:
         with pytest.raises(ApiError, match="leases is forbidden"):
             await lease_of(cluster).read(limit_s=LIMIT_S)
+
+
+async def test_a_server_that_does_not_serve_leases_yet_has_not_deleted_one() -> None:
+    class Starting:
+        async def call_leases(self, *_: object) -> None:
+            raise NotServedError(404, "", "404 page not found")
+
+    lease = lease_of(cast(Cluster, Starting()))
+    with pytest.raises(NotServedError):
+        await lease.read(limit_s=LIMIT_S)
+    held = taken_by("a", LeaseRecord("a", 15, 7, body={"metadata": {"resourceVersion": "5"}}))
+    with pytest.raises(NotServedError):
+        await lease.write(held, limit_s=LIMIT_S)
