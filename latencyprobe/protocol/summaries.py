@@ -164,8 +164,10 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
         else:
             stages[known] = _packed(known, stage, f"pod.stages[{index}]")
     pending = pending_from_proto(message.pending, "pod.pending")
-    newer_counters = counters.keys() - counted.counters.keys()
-    newer_waits = newer_pending(message.pending)
+    newer_counters: set[str] = set()
+    if len(counted.counters) < len(counters):
+        newer_counters = counters.keys() - counted.counters.keys()
+    newer_waits = newer_pending(message.pending) if len(pending) < len(message.pending) else {}
     unknown |= newer_counters | newer_waits.keys() | _unknown_names(message)
     return PodReport(
         pod_uid=message.pod_uid,
@@ -179,7 +181,7 @@ def pod_from_proto(message: pb.PodReport) -> PodReport:
             else with_short_names(counted.counters),
             with_short_names(counted.netns_counters),
             _verdict_from_proto(message.verdict),
-            {**pending, **kept_figures(newer_waits, newer_waits)},
+            {**pending, **kept_figures(newer_waits, newer_waits)} if newer_waits else pending,
             peers_from_proto(message.peers, "pod.peers"),
             cgroups_from_proto(message.cgroups, counted.counters, "pod.cgroups"),
         ),
