@@ -33,7 +33,7 @@ from latencyprobe_operator.model import read_pod
 from latencyprobe_operator.observed_state import ReportedProbe
 from latencyprobe_operator.probes.probe import Probe
 from latencyprobe_operator.probes.turns import NamespaceTurns
-from latencyprobe_operator.spec_pace import PacedSpecs
+from latencyprobe_operator.spec_pace import BURST, PACE_S, PacedSpecs
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Controller:
         self._connects = False
         """Agents are connected to: their states are complete."""
         self._probes: dict[str, Probe] = {}
-        self._specs = PacedSpecs(self._take)
+        self._specs = PacedSpecs(self._take, self._admit)
         self._admissions = Admissions(limits.max_probes_per_namespace)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
@@ -171,7 +171,11 @@ class Controller:
         self._probes[probe.key.uid] = probe
         self._specs.begin(body)
         created = body["metadata"].get("creationTimestamp", "")
-        self._refuse(self._admissions.join(Applicant(probe.key.namespace, created, probe.key.uid)))
+        applicant = Applicant(probe.key.namespace, created, probe.key.uid)
+        refused = self._admissions.join(applicant)
+        self._refuse(refused)
+        if refused != probe.key.uid:
+            self._admit(probe.key.uid)
         log.info("%s: generation %s", probe.key, body["metadata"].get("generation"))
         return probe
 
@@ -218,13 +222,21 @@ class Controller:
         self._probes.pop(probe.key.uid, None)
 
     def _admit(self, uid: str | None) -> None:
-        """Serve a probe that was above the administrator's limit."""
+        """Serve a probe that the administrator's limit allows, now or once its pace does."""
         if probe := self._probes.get(uid or ""):
-            probe.refuse(None)
+            wait_s = self._specs.serve(probe.key.uid)
+            probe.refuse(
+                f"namespace {probe.key.namespace} replaces its LatencyProbes too often: of each, "
+                f"{BURST} times at once and then once in {PACE_S:g} s. This one begins to measure "
+                f"within {math.ceil(wait_s)} s"
+                if wait_s
+                else None
+            )
 
     def _refuse(self, uid: str | None) -> None:
         """Serve a probe no more: older ones are as many as the administrator allows."""
         if probe := self._probes.get(uid or ""):
+            self._specs.refuse(probe.key.uid)
             # Without the number of the probes: each that comes or goes would be news of all others.
             probe.refuse(
                 f"namespace {probe.key.namespace} has more LatencyProbes than the administrator "

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from latencyprobe_operator.pace import Pace
+
 # That many changes at once, and one more in each of these times.
 BURST = 20
 PACE_S = 10.0
@@ -17,24 +19,23 @@ PACE_S = 10.0
 class PacedNews:
     """Calls of `pass_on`, one for each change, or for several changes together."""
 
-    __slots__ = ("_full_at", "_later", "_pass_on")
+    __slots__ = ("_later", "_pace", "_pass_on")
 
     def __init__(self, pass_on: Callable[[], None]) -> None:
         self._pass_on = pass_on
-        self._full_at = 0.0
-        """The time when BURST changes can be passed on at once again."""
+        self._pace = Pace(BURST, PACE_S)
         self._later: asyncio.TimerHandle | None = None
 
     def note(self) -> None:
         """Pass on a change, now or later."""
         if self._later:
             return
-        now = asyncio.get_running_loop().time()
-        wait_s = self._full_at - now - (BURST - 1) * PACE_S
+        loop = asyncio.get_running_loop()
+        wait_s = self._pace.wait_s(loop.time())
         if wait_s <= 0:
             self._call()
         else:
-            self._later = asyncio.get_running_loop().call_later(wait_s, self._call)
+            self._later = loop.call_later(wait_s, self._call)
 
     def cancel(self) -> None:
         """Forget what is still to be passed on."""
@@ -44,5 +45,5 @@ class PacedNews:
 
     def _call(self) -> None:
         self._later = None
-        self._full_at = max(self._full_at, asyncio.get_running_loop().time()) + PACE_S
+        self._pace.count(asyncio.get_running_loop().time())
         self._pass_on()

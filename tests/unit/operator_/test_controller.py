@@ -384,6 +384,51 @@ async def test_a_filter_that_changes_all_the_time_costs_agents_few_states(
     await agent.stop()
 
 
+async def test_a_probe_that_is_deleted_and_created_all_the_time_costs_agents_few_states(
+    agent_tls: ClientTlsFiles, operator_tls: ClientTlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latencyprobe_operator.spec_pace.PACE_S", 1000.0)
+    api, agent = FakeApi(), FakeAgent(agent_tls)
+    await agent.start()
+    api.set(pod_body("a", labels={"app": "checkout"}))
+    ports: set[int] = set()
+
+    def body(name: str, *ports: int) -> Json:
+        selector = {"matchLabels": {"app": "checkout"}}
+        return probe_body(name, selector=selector, filter={"ports": ports})
+
+    async def placed(probe: Probe) -> None:
+        await until(lambda: probe.pods_known, what=lambda: probe.status)
+
+    async with (
+        api.serve() as cluster,
+        controlling(cluster, operator_tls, agents={"node-a": agent.address}) as controller,
+    ):
+        async with running(controller, [body("stays")]):
+            await until(lambda: reasons(api) == {"stays": "Measuring"}, what=lambda: api.statuses)
+        for number in range(30):
+            probe = controller.add(body(f"p-{number}", number + 1))
+            await placed(probe)
+            controller._flush_some()
+            await controller._fleet.settle(["node-a"], timeout_s=5)
+            ports |= {
+                port
+                for state in agent.applied
+                for each in state.probes
+                for port in each.filter.ports
+            }
+            await controller.remove(probe)
+        assert ports == set(range(1, BURST + 1))
+
+        async with running(controller, [body("late")]):
+            await until(lambda: reasons(api).get("late") == "AboveLimit", what=lambda: api.statuses)
+            said = ready(api, "late")["message"]
+            assert said.startswith("namespace shop replaces its LatencyProbes too often: ")
+            controller._specs._start_now("uid-late")
+            await until(lambda: reasons(api)["late"] == "Measuring", what=lambda: api.statuses)
+    await agent.stop()
+
+
 class NotingCollector(GarbageCollector):
     """Collects nothing."""
 
