@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ Json = dict[str, Any]
 
 # Of LatencyProbes: a whole one may have 240 KiB.
 _MOST_OF_A_PAGE, _MOST_WHOLE = 500, 20
+_MOST_PENDING = 1 << 16
 
 
 @dataclass
@@ -159,15 +160,11 @@ class FakeApi:
             pod for pod in self.pods.values() if namespace in ("", pod["metadata"]["namespace"])
         ]
         more = start + self.page < len(items)
-        return web.json_response(
-            {
-                "metadata": {
-                    "resourceVersion": str(self.version),
-                    "continue": str(start + self.page) if more else "",
-                },
-                "items": items[start : start + self.page],
-            }
-        )
+        metadata = {
+            "resourceVersion": str(self.version),
+            "continue": str(start + self.page) if more else "",
+        }
+        return await _send_list(request, metadata, items[start : start + self.page])
 
     async def _probes(self, request: web.Request) -> web.StreamResponse:
         if self.refuse:
@@ -283,6 +280,22 @@ class FakeApi:
         body["metadata"]["resourceVersion"] = str(self.version)
         self.leases[name] = body
         return web.json_response(body)
+
+
+async def _send_list(
+    request: web.Request, metadata: Json, items: Sequence[Json]
+) -> web.StreamResponse:
+    """Send a list as it is encoded, some of its items at a time: it may be large."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    pending = f'{{"metadata": {json.dumps(metadata)}, "items": ['
+    for index, item in enumerate(items):
+        pending += (", " if index else "") + json.dumps(item)
+        if len(pending) > _MOST_PENDING:
+            await response.write(pending.encode())
+            pending = ""
+    await response.write(f"{pending}]}}".encode())
+    return response
 
 
 def _status(code: int, message: str) -> web.Response:

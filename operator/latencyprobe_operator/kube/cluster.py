@@ -35,6 +35,8 @@ _METADATA_ALONE = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v
 _SLICE = 50
 # `sock_connect`, for `connect` also limits the time that a request waits for a free connection.
 _REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
+# A page is decoded while it arrives, which may take longer.
+_LIST = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
 # The server ends a watch after this time, drawn for each watch, so that watches that began together
 # do not end together.
 _WATCH_S = (290, 580)
@@ -249,14 +251,9 @@ class Cluster:
         """
         query = {"limit": str(_PAGE), **_selecting(selector)}
         while True:
-            response = await self._request("GET", _pods_path(namespace), query, timeout=_REQUEST)
+            response = await self._request("GET", _pods_path(namespace), query, timeout=_LIST)
             async with response:
-                page = ListReader((await _text(response)).decode())
-            for number, body in enumerate(page):
-                take(body)
-                if number % _SLICE == 0:
-                    await asyncio.sleep(0)
-            metadata = page.metadata
+                metadata = await _take_page(response, take)
             if not metadata.get("continue"):
                 return cast(str, metadata["resourceVersion"])
             query["continue"] = metadata["continue"]
@@ -319,6 +316,19 @@ def _pods_path(namespace: str | None) -> str:
 
 def _selecting(selector: str) -> dict[str, str]:
     return {"labelSelector": selector} if selector else {}
+
+
+async def _take_page(response: aiohttp.ClientResponse, take: Callable[[Json], None]) -> Json:
+    """Pass each item of a list to `take`; return the list's metadata. Raises ApiError."""
+    if response.status >= 400:
+        await _read(response)
+    page, number = ListReader(response.content.iter_any()), 0
+    async for body in page:
+        take(body)
+        number += 1
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
+    return page.metadata
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
