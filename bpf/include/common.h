@@ -131,6 +131,25 @@ static __always_inline void note_obstacle(struct config *config, u32 obstacle)
 		config->obstacles[obstacle] = 1;
 }
 
+/*
+ * The same of one pod's devices or packets, by inum << 32 | obstacle: only targets there lack that part.
+ * The value: the kind of the device, if that is the obstacle. The agent deletes what it has read. Of
+ * namespaces without a target it is there too, so the oldest are replaced.
+ */
+BPF_TABLE("lru_hash", u64, u64, netns_obstacles, MAX_NETNS);
+
+/* `inum`: the network namespace of the pod; the host's is the whole node's. */
+static __always_inline void note_obstacle_in(struct config *config, u32 inum, u32 obstacle,
+					     u64 kind)
+{
+	u64 key = (u64)inum << 32 | obstacle;
+
+	if (inum == HOST_NETNS)
+		note_obstacle(config, obstacle);
+	else if (!netns_obstacles.lookup(&key))
+		netns_obstacles.update(&key, &kind);
+}
+
 /* mptcp_recvmsg() and mptcp_sendmsg(), net/mptcp/protocol.c, pass the hooks of TCP by. */
 #ifdef HAVE_tcp_sock_is_mptcp
 #define IS_OF_MPTCP(read, tp) (read(tp, is_mptcp))
@@ -292,10 +311,27 @@ static __always_inline u32 netns_of(struct net_device *dev)
 	return READ(net, ns.inum);
 }
 
+/* The same of a device of any type. */
+static __always_inline u32 netns_at(struct net_device *dev)
+{
+	struct net *net = PEEK(dev, nd_net.net);
+
+	return PEEK(net, ns.inum);
+}
+
 /* Any kind of socket: request and time-wait sockets have it too. */
 static __always_inline u32 netns_of_socket(struct sock *sk)
 {
 	struct net *net = READ(sk, __sk_common.skc_net.net);
 
 	return READ(net, ns.inum);
+}
+
+/* The same of a socket whose address is a number. */
+static __always_inline u32 netns_of_number(u64 sk)
+{
+	struct sock *socket = (struct sock *)sk;
+	struct net *net = PEEK(socket, __sk_common.skc_net.net);
+
+	return PEEK(net, ns.inum);
 }

@@ -87,13 +87,7 @@ static __always_inline void note_steering_at(struct config *config, struct arriv
 
 static __always_inline bool is_sent_by_host(u64 sk)
 {
-	struct sock *sender = (struct sock *)sk;
-	struct net *net;
-
-	if (!sk)
-		return false;
-	net = PEEK(sender, __sk_common.skc_net.net);
-	return PEEK(net, ns.inum) == HOST_NETNS;
+	return sk && netns_of_number(sk) == HOST_NETNS;
 }
 
 /*

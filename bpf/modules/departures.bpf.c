@@ -7,13 +7,6 @@
 
 #ifdef WITH_ON_POD_EGRESS
 
-static __always_inline u32 netns_at(struct net_device *dev)
-{
-	struct net *net = PEEK(dev, nd_net.net);
-
-	return PEEK(net, ns.inum);
-}
-
 /* As departure_of(). */
 static __always_inline struct departure departure_at(struct config *config, struct sk_buff *skb,
 						     u32 inum)

@@ -68,14 +68,14 @@ static __always_inline u32 fate_of_pair(struct config *config, struct net_device
  */
 static __always_inline u32 fate_of_device(struct config *config, struct net_device *dev)
 {
-	u32 kind = kind_of(dev);
+	u32 kind = kind_of(dev), inum = netns_of(dev);
 
 	if (is_pair(kind))
 		return fate_of_pair(config, dev);
 	if (passes_on(kind))
 		return DEVICE_PASSES_ON;
 	if (kind == KIND('t', 'u', 'n', 0)) {
-		if (netns_of(dev) != HOST_NETNS)
+		if (inum != HOST_NETNS)
 			note_obstacle(config, OBSTACLE_TUN);
 		return DEVICE_MAY_COMPLETE;
 	}
@@ -83,8 +83,9 @@ static __always_inline u32 fate_of_device(struct config *config, struct net_devi
 		return READ(dev, flags) & IFF_LOOPBACK ? DEVICE_IS_LAST : DEVICE_MAY_COMPLETE;
 	if (is_end(kind))
 		return DEVICE_IS_LAST;
-	config->unknown_kind = name_of_kind(dev);
-	note_obstacle(config, OBSTACLE_UNKNOWN_DEVICE);
+	if (inum == HOST_NETNS)
+		config->unknown_kind = name_of_kind(dev);
+	note_obstacle_in(config, inum, OBSTACLE_UNKNOWN_DEVICE, name_of_kind(dev));
 	return DEVICE_PASSES_ON;
 }
 

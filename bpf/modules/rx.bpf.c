@@ -369,7 +369,7 @@ static __always_inline enum passage find_passage(struct config *config, struct r
 	if (!from_host || is_for_many(skb))
 		return BESIDE_HOST;
 	if (has_xdp(dev))
-		note_obstacle(config, OBSTACLE_XDP);
+		note_obstacle_in(config, netns_at(dev), OBSTACLE_XDP, 0);
 	return LOST_IN_HOST;
 }
 
@@ -637,7 +637,8 @@ static __always_inline void note_entry(struct config *config, struct received *p
 	if (packet->netns == HOST_NETNS && netns_of_socket(sk) != HOST_NETNS) {
 		note_obstacle(config, OBSTACLE_NO_ARRIVAL);
 		if (packet->sk)
-			note_obstacle(config, OBSTACLE_NO_DEPARTURE);
+			note_obstacle_in(config, netns_of_number(packet->sk), OBSTACLE_NO_DEPARTURE,
+					 0);
 	}
 }
 

@@ -1,4 +1,4 @@
-"""Programs of others on devices: such that let packets pass, and Cilium's redirection."""
+"""Programs of others on devices: such that let packets pass, XDP, and Cilium's redirection."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from tests.live.sockets import inside
 # r0 = TCX_NEXT; exit
 _NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")
 _REDIRECT_PEER = 155  # BPF_FUNC_redirect_peer
+# include/uapi/linux/bpf.h
+_BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
+# r0 = XDP_PASS; exit
+_PASS = bytes.fromhex("b7000000020000009500000000000000")
 
 
 def redirecting(ifindex: int) -> bytes:
@@ -43,6 +47,21 @@ def foreign_on(
             )
         try:
             yield program
+        finally:
+            os.close(link)
+    finally:
+        os.close(program)
+
+
+@contextmanager
+def xdp(there: Namespace, device: str) -> Iterator[None]:
+    """A program on the device's driver that lets everything pass."""
+    program = libbpf.load_program("passing", _PASS, program_type=_BPF_PROG_TYPE_XDP)
+    try:
+        with inside(there):
+            link = libbpf.create_link(program, socket.if_nametoindex(device), _BPF_XDP)
+        try:
+            yield
         finally:
             os.close(link)
     finally:

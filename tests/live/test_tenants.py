@@ -24,6 +24,7 @@ from latencyprobe_operator.admission import NO_LIMITS, AdminLimits
 from latencyprobe_operator.agents.credentials import ClientTlsFiles
 from latencyprobe_operator.controller import Controller
 from tests.live.command import LATENCYPROBE
+from tests.live.foreign_on_devices import xdp
 from tests.live.overflows import OVERFLOW_ACCEPT_QUEUE
 from tests.live.pods import TRAFFIC, Namespace, Traffic, namespace, run
 from tests.live.targets import made_cgroup, until
@@ -52,6 +53,11 @@ reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 reader.bind((sys.argv[1], 47124))
 print("ready", flush=True)
 reader.recv(10000)
+"""
+SEND_DATAGRAM = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.sendto(bytes(100), (sys.argv[1], 47124))
 """
 SEND_FRAGMENTS = """
 import socket, sys
@@ -155,6 +161,8 @@ class Node:
             reading.stdout.readline()
             client.run(str(self.command), "-c", SEND_FRAGMENTS, server.address)
             assert reading.wait(timeout=patient(60)) == 0
+        with xdp(server.place, "eth0"):
+            client.run(str(self.command), "-c", SEND_DATAGRAM, server.address)
         client.run(str(self.command), "-c", SEND_TO_BRIDGE, _mac(self.host, DEVICE))
         on_host.run(str(self.command), "-c", OVERFLOW_ACCEPT_QUEUE)
 
@@ -378,6 +386,7 @@ async def test_an_idle_tenant_sees_nothing_of_one_that_saturates_the_node(node: 
         busy, idle = node.status(node.busy), node.status(node.idle)
 
     assert "arrived in fragments" in json.dumps(busy)
+    assert "an XDP program on a pod's device copied" in json.dumps(busy)
     assert node.busy.found_in(busy) >= {"trove"}
     assert node.idle.found_in(idle) >= {"meadow"}
     assert node.busy.found_in(idle) == set(), idle

@@ -96,7 +96,11 @@ NETNS_HOST, NETNS_WATCHED, NETNS_PROCESSES = 1, 2, 4
 
 
 class Obstacle(IntEnum):
-    """A reason, noted by programs, why part of some packets' path is not measured."""
+    """A reason, noted by programs, why part of some packets' path is not measured.
+
+    Those that take figures from the targets of one pod are noted with its network namespace: XDP,
+    UNKNOWN_DEVICE and NO_DEPARTURE.
+    """
 
     OTHER_NETNS = 0
     """A pair whose other end is neither in the pod's namespace nor in the node's."""
@@ -118,6 +122,11 @@ class Obstacle(IntEnum):
     """Packets that a process of the node received, or whose drop no hook saw."""
     DEFERRED_FREE = 11
     """Packets that may have been freed later than their driver gave them back."""
+
+
+def kind_name(letters: bytes) -> str:
+    """Return the kind of a device as programs have it: its first letters, then zeros."""
+    return letters.partition(b"\0")[0].decode("ascii", "replace")
 
 
 NR_OBSTACLES = 16  # with room for more
@@ -508,6 +517,8 @@ PROCESSES = Map("processes", U32, U64)
 FILTERS = Map("filters", U32, SLOT_FILTER.packing)
 FILTER_PORTS = Map("filter_ports", U32, U8)
 SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
+# The key: the namespace's inode number << 32 | the obstacle.
+NETNS_OBSTACLES = Map("netns_obstacles", U64, U64)
 HOST_DEVICES = Map("host_devices", U32, U8)
 THREADS = Map("threads", U32, THREAD.packing)
 THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
@@ -522,7 +533,16 @@ PEERS = Map("peers", PEER_KEY.packing, PEER.packing)
 # A ring buffer has neither keys nor values; its elements are `struct trace_event`.
 TRACE_RING = "trace_ring"
 
-_MAPS = (CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES)
+_MAPS = (
+    CONFIGURATION,
+    STATS,
+    CGROUPS,
+    PROCESSES,
+    FILTERS,
+    FILTER_PORTS,
+    SOCKET_MEMORIES,
+    NETNS_OBSTACLES,
+)
 _LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
 # There with the modules that measure sockets; with rx, tcp, sched, irq; while packets are traced.
 _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)

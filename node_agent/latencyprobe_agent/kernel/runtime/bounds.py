@@ -15,7 +15,9 @@ from latencyprobe_agent.kernel.contract import (
 )
 from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_programs
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
-from latencyprobe_agent.kernel.runtime.named_maps import NamedMaps
+from latencyprobe_agent.kernel.runtime.named_maps import MapEntries
+from latencyprobe_agent.kernel.runtime.obstacles import lost_part
+from latencyprobe_agent.kernel.runtime.pod_obstacles import PodObstacles
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
 
@@ -43,6 +45,7 @@ class TargetBounds:
         self._of_sockets = of_sockets
         self._of_threads = of_threads
         self._threads: Threads | None = None
+        self._obstacles: PodObstacles | None = None
         self.socket_memory: SocketMemory | None = None
         self.lost_parts: Mapping[int, Sequence[LostPart]] = {}
         self._unmatched: dict[int, dict[str, LostPart]] = {}
@@ -53,16 +56,17 @@ class TargetBounds:
         socket_memory: MappedArray,
         count_sockets: Callable[[], bool],
         thread_shares: MappedArray | None,
-        maps: NamedMaps,
+        maps: MapEntries,
     ) -> None:
         """Use these memories of another object. `thread_shares`: None if no thread is followed."""
         self.socket_memory = SocketMemory(socket_memory, count_sockets, self._of_sockets)
+        self._obstacles = PodObstacles(maps)
         if thread_shares is not None:
             self._threads = Threads(maps, thread_shares, self._of_threads)
 
     def leave(self) -> None:
         """Forget the present object, which ends."""
-        self.socket_memory = self._threads = None
+        self.socket_memory = self._threads = self._obstacles = None
         self.lost_parts = {}
 
     def admit(self, new: Collection[int], slots: Mapping[int, SlotSpec]) -> None:
@@ -87,10 +91,7 @@ class TargetBounds:
 
     def read(self, slots: Collection[int], news: Mapping[int, Measurement]) -> None:
         """Find the parts that these slots have lost since the last call. `news`: their figures."""
-        for slot, measurement in news.items():
-            for counter, part in _UNMATCHED.items():
-                if measurement.counters.get(counter):
-                    self._unmatched.setdefault(slot, {})[counter] = part
+        self._note_unmatched(news)
         lost = {
             slot: list(self._unmatched[slot].values()) for slot in slots if slot in self._unmatched
         }
@@ -103,6 +104,17 @@ class TargetBounds:
             for slot in self._threads.full_slots:
                 lost.setdefault(slot, []).append(lost_waits(self._of_threads))
         self.lost_parts = lost
+
+    def _note_unmatched(self, news: Mapping[int, Measurement]) -> None:
+        """Note what the targets' own traffic and devices lack, until they have other targets."""
+        for slot, measurement in news.items():
+            for counter, part in _UNMATCHED.items():
+                if measurement.counters.get(counter):
+                    self._unmatched.setdefault(slot, {})[counter] = part
+        if self._obstacles is not None:
+            for slot, obstacle, detail in self._obstacles.take(self._specs):
+                of_slot = self._unmatched.setdefault(slot, {})
+                of_slot[obstacle.name] = lost_part(obstacle, detail)
 
     def mention(self, coverage: tuple[StageCoverage, ...]) -> tuple[StageCoverage, ...]:
         """Return the coverage with the reason, if a socket of no known target was refused."""

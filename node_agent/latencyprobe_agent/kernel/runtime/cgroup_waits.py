@@ -9,8 +9,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
 
 from latencyprobe.domain.stages import cgroup_counter
 from latencyprobe_agent.kernel.abi import (
@@ -21,6 +20,7 @@ from latencyprobe_agent.kernel.abi import (
     WAITS_FOR_CGROUPS,
 )
 from latencyprobe_agent.kernel.contract import EngineError
+from latencyprobe_agent.kernel.runtime.named_maps import MapEntries
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +30,10 @@ _NAME = WAITS_FOR_CGROUPS.name
 _OWNER_MASK = (1 << OWNER_BITS) - 1
 
 
-class WaitMap(Protocol):
-    """The map `waits_for_cgroups` of a loaded object, among others."""
-
-    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist. Raises EngineError."""
-
-    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
-
-    def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map. Raises EngineError."""
-
-
 class CgroupWaits:
     """The waits of one loaded object, whose maps are new."""
 
-    def __init__(self, maps: WaitMap) -> None:
+    def __init__(self, maps: MapEntries) -> None:
         self._maps = maps
         self._known: dict[bytes, int] = {}
 

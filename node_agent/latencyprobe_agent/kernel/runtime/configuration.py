@@ -25,6 +25,7 @@ from latencyprobe_agent.kernel.abi import (
     SHARDS,
     Obstacle,
     bucket_bounds,
+    kind_name,
 )
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.shards import Shards
@@ -170,7 +171,7 @@ class ConfigMemory:
         With the kind of the device, if that is the obstacle.
         """
         met, kind = _OBSTACLES.unpack_from(self._memory, _OBSTACLES_OFFSET)
-        name = kind.partition(b"\0")[0].decode("ascii", "replace")
+        name = kind_name(kind)
         return {
             obstacle: name if obstacle is Obstacle.UNKNOWN_DEVICE else ""
             for obstacle in Obstacle

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.contract import EngineError
+
+
+class MapEntries(Protocol):
+    """The entries of an object's maps that programs make, for the agent to read and delete."""
+
+    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
+        """Return the value of one entry; None if it does not exist. Raises EngineError."""
+
+    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
+        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
+
+    def keys(self, name: str, key_bytes: int) -> set[bytes]:
+        """Return the present keys of a map. Raises EngineError."""
 
 
 class NamedMaps:

@@ -1,4 +1,4 @@
-"""The effects of obstacles on the coverage: see `abi.Obstacle`."""
+"""The effects of obstacles on the coverage, and on targets: see `abi.Obstacle`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
+from latencyprobe.domain.stages import BY_NAME
 from latencyprobe_agent.kernel.abi import Obstacle
+from latencyprobe_agent.kernel.contract import LostPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,15 @@ def mention(
     return coverage
 
 
+def lost_part(obstacle: Obstacle, detail: str) -> LostPart:
+    """Return the part that targets lose by an obstacle of their own: it names the stages."""
+    effect = _EFFECTS[obstacle]
+    return LostPart(
+        frozenset(BY_NAME[name].module for name in effect.stages),
+        f"{_reason(effect, detail)}: they are missing from {', '.join(effect.stages)}",
+    )
+
+
 def _uncounted(effect: _Effect, known: Collection[str]) -> tuple[StageCoverage, ...]:
     """Return the coverage of the counter that is missing, unless it is known for another reason."""
     if not effect.counter or effect.counter in known:
@@ -97,6 +108,9 @@ def _uncounted(effect: _Effect, known: Collection[str]) -> tuple[StageCoverage, 
 def _affected(stage: StageCoverage, effect: _Effect, detail: str) -> StageCoverage:
     if stage.name not in effect.stages or stage.state not in MEASURED:
         return stage
-    reason = f"{effect.reason} ({detail})" if detail else effect.reason
     state = CoverageState.PARTIAL if effect.is_partial else stage.state
-    return stage.also(reason, state)
+    return stage.also(_reason(effect, detail), state)
+
+
+def _reason(effect: _Effect, detail: str) -> str:
+    return f"{effect.reason} ({detail})" if detail else effect.reason

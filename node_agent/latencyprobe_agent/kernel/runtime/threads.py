@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel.abi import (
@@ -24,25 +24,13 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.contract import EngineError, LostPart, ThreadLimits
 from latencyprobe_agent.kernel.runtime.mapped_array import Growth, MappedArray, signed
+from latencyprobe_agent.kernel.runtime.named_maps import MapEntries
 from latencyprobe_agent.kernel.runtime.tenant_shares import TenantPlaces, divide
 
 log = logging.getLogger(__name__)
 
 _PLACES = THREAD.part("slot", "share")
 _PLACES_OFFSET = THREAD.offset("slot")
-
-
-class ThreadMap(Protocol):
-    """The map `threads` of a loaded object, among others."""
-
-    def look_up(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
-        """Return the value of one entry; None if it does not exist. Raises EngineError."""
-
-    def erase(self, name: str, keys: Iterable[bytes]) -> Collection[bytes]:
-        """Delete entries of a map; return the keys of those that existed. Raises EngineError."""
-
-    def keys(self, name: str, key_bytes: int) -> set[bytes]:
-        """Return the present keys of a map. Raises EngineError."""
 
 
 class _Thread(NamedTuple):
@@ -60,7 +48,7 @@ class Threads:
     `gone_slots`: those whose threads are to be forgotten.
     """
 
-    def __init__(self, maps: ThreadMap, table: MappedArray, limits: ThreadLimits) -> None:
+    def __init__(self, maps: MapEntries, table: MappedArray, limits: ThreadLimits) -> None:
         self._maps = maps
         self._table = table
         self._limits = limits
