@@ -59,11 +59,12 @@ class StageRow(NamedTuple):
 class PackedStages(Mapping[str, StageMeasurement]):
     """Measurements of stages by their names, made from their values on each access."""
 
-    __slots__ = ("_packed",)
+    __slots__ = ("_number", "_packed")
 
     def __init__(self, packed: Iterable[bytes] = ()) -> None:
         """Join stages that `pack_stage` has packed, each another one."""
-        self._packed = b"".join(packed)
+        rows = list(packed)
+        self._packed, self._number = b"".join(rows), len(rows)
 
     def rows(self) -> Iterator[StageRow]:
         """Yield all stages."""
@@ -92,7 +93,7 @@ class PackedStages(Mapping[str, StageMeasurement]):
         return (STAGES[row.stage].name for row in self.rows())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.rows())
+        return self._number
 
 
 def pack(stages: Mapping[str, StageMeasurement]) -> PackedStages:
