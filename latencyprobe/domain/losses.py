@@ -120,6 +120,8 @@ def late_aborts(measurement: Measurement) -> Mapping[str, int]:
     connect stands.
     """
     ns, counters = measurement.counters.get("connectAbortedNs", 0), counted(measurement, _ABORTED)
+    if not counters:
+        return {}
     median_ns = measurement.stage("tcp.connect").histogram.percentile(50)
     late_ns = max(LONG_ANSWER_NS, _LONGER_THAN_A_RACE * median_ns)
     return counters if ns >= late_ns * sum(counters.values()) else {}
@@ -151,6 +153,8 @@ class Losses:
         counters = self.measurement.counters
         sent = counters.get("retransmits", 0) + counters.get("handshakeRetransmits", 0)
         part = min(counters.get("spuriousRetransmits", 0) / sent, 1.0) if sent else 0.0
+        if not part:
+            return 0, 0
         short, ns = self._recovered.below(_LONGEST_DELAYED_ACK_NS)
         count = round(part * short)
         return count, min(self._recovered.sum_of_shortest(count), ns)
@@ -222,6 +226,8 @@ class Losses:
         """
         counters, stood = self.measurement.counters, self.measurement.stage("tcp.connect").histogram
         count, ns = counters.get("connectAborted", 0), counters.get("connectAbortedNs", 0)
+        if not count:
+            return 0
         late_ns = LONG_ANSWER_NS
         if stood.count:
             median_ns, slowest_ns = stood.percentiles(50, 99)

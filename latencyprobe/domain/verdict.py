@@ -334,12 +334,10 @@ def _acquit(attention: Attention, waits: Sequence[Wait], modules: Container[Modu
     if any(wait.is_noteworthy for wait in waits) or any(attention.missed()):
         evidence = (*_worth_attention(waits), *unknown)
         return Verdict(Bottleneck.NONE, 0, evidence, _none_stands_out(of_others))
-    slowest = max((measurement.stage(total).histogram for total in TOTALS), key=_p99)
+    slowest_ns = max(measurement.stage(total).histogram.percentile(99) for total in TOTALS)
     met = "; ".join(attention.met())
     evidence = (
-        of_percentile(
-            _p99(slowest), f"99 % of the packets take at most {format_ns(_p99(slowest))}"
-        ),
+        of_percentile(slowest_ns, f"99 % of the packets take at most {format_ns(slowest_ns)}"),
         *((f"objectives met: {met}",) if met else ()),
         *unknown,
     )
@@ -373,10 +371,6 @@ def _first_step(others: Sequence[Unjudged]) -> str:
 def _none_stands_out(of_others: str) -> str:
     """Return the next step where no cause is the verdict, with that of other findings."""
     return f"{_NONE_STANDS_OUT} {of_others}".rstrip()
-
-
-def _p99(histogram: Histogram) -> int:
-    return histogram.percentile(99)
 
 
 def _unknown(measurement: Measurement) -> Iterator[str]:
