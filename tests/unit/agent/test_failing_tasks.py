@@ -51,7 +51,6 @@ def test_the_command_of_an_agent_with_a_failed_task_fails(
     for name in ("check_capabilities", "raise_open_files_limit"):
         monkeypatch.setattr(cli, name, lambda: None)
     monkeypatch.setattr(cli, "run", run)
-    monkeypatch.setattr(cli.asyncio, "run", lambda _: None)
     result = CliRunner().invoke(cli.agent_command, [f"--socket={tmp_path}/socket"])
 
     assert result.exit_code == 1

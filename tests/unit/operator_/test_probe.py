@@ -818,9 +818,10 @@ async def test_a_probe_that_an_operator_has_changed_misses_nothing_of_the_time_b
             "node-a",
             ReportedProbe(probe_uid="uid-checkout", summary=summary, span=span, source=source),
         )
-        found = lambda: world.status["summary"].get("unobservedSeconds")  # noqa: E731
-        await until(found, what=lambda: world.status)
-        assert found() == 20
+        await until(
+            lambda: "unobservedSeconds" in world.status["summary"], what=lambda: world.status
+        )
+        assert world.status["summary"]["unobservedSeconds"] == 20
 
 
 async def test_agents_have_the_time_to_report_from_when_they_are_connected_to(

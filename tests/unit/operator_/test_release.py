@@ -102,7 +102,7 @@ async def test_a_server_that_does_not_serve_probes_yet_is_asked_again(
         await sleep(seconds)
         api.starting = False
 
-    monkeypatch.setattr(release.asyncio, "sleep", start)
+    monkeypatch.setattr(asyncio, "sleep", start)
     async with api.serve() as cluster:
         assert await release_probes(cluster) == 1
 

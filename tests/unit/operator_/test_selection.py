@@ -39,8 +39,8 @@ def test_a_pod_has_the_earliest_start_of_its_running_containers() -> None:
     assert read_pod(body).started == 1767225601
     second["state"] = {"waiting": {}}
     assert read_pod(body).started == 1767225660
-    for unknown in ({"terminated": {}}, {"running": {}}, {"running": {"startedAt": "soon"}}):
-        first["state"] = unknown
+    for state, running in (("terminated", {}), ("running", {}), ("running", {"startedAt": "soon"})):
+        first["state"] = {state: running}
         assert read_pod(body).started == 0
 
 
