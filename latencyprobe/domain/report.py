@@ -132,7 +132,7 @@ def report_on(
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
     pending = pending_of(measurement.pending or {}, wanted) if is_pending_read else None
     listed = [name for name in _listed_counters(wanted) if name not in uncounted]
-    # Without zeroes: a verdict looks through all of them several times.
+    # Without zeroes: a verdict goes through all of them several times.
     counters = {name: n for name in listed if (n := measurement.counters.get(name))}
     counters |= _others(measurement, wanted)
     seen = Measurement(

@@ -24,7 +24,7 @@ _VERSION = 2
 _LEVEL = 1
 # In place of the minimum of no samples.
 NO_MINIMUM = (1 << 64) - 1
-_Row = tuple[int, Format, bytes, int, int, int, int]
+_PackedRow = tuple[int, Format, bytes, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +133,13 @@ def _loaded(packed: bytes) -> Any:
     return marshal.loads(packed)  # noqa: S302
 
 
-def _row_of(measured: StageMeasurement) -> _Row:
+def _row_of(measured: StageMeasurement) -> _PackedRow:
     counts = Lanes.of(measured.histogram.buckets)
     losses = (measured.lost, measured.unmatched, measured.clamped)
     return counts.first, *counts.narrow(), measured.histogram.sum_ns, *losses
 
 
-def _summed(row: _Row) -> SummedStage:
+def _summed(row: _PackedRow) -> SummedStage:
     first, code, counts, *sums = row
     sum_ns, lost, unmatched, clamped = sums
     return SummedStage(Lanes.of_row(first, code, counts), (sum_ns, lost, unmatched, clamped))

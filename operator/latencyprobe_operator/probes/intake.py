@@ -20,7 +20,10 @@ from latencyprobe_operator.probes.summaries import LATE_INTERVALS, NodeSummaries
 
 
 class ReportIntake:
-    """The figures that agents have reported of one probe."""
+    """The figures that agents have reported of one probe.
+
+    Large, because reports of older agents each have a state beside the figures.
+    """
 
     def __init__(
         self,
@@ -28,13 +31,16 @@ class ReportIntake:
         previous: Mapping[str, Any],
         agent: Callable[[str], AgentView],
         choose: ChoosePods,
+        measured_s: Callable[[], float],
         node_figures: bool = False,
     ) -> None:
         """Take in nothing yet. `agent` returns the view of the agent of a node.
 
-        `previous`: the status of an earlier operator. `node_figures`: figures of whole nodes are
+        `previous`: the status of an earlier operator. `measured_s` returns the time since the begin
+        of measuring, by this operator or an earlier one. `node_figures`: figures of whole nodes are
         kept.
         """
+        self._measured_s = measured_s
         self._node_figures = node_figures
         # Of older agents: the parts of reports that are not complete, by node.
         self._parts: dict[str, ReportedProbe] = {}
@@ -67,15 +73,13 @@ class ReportIntake:
         *,
         at: float,
         wall: float,
-        measured_s: Callable[[], float] = lambda: 0.0,
     ) -> bool:
         """Take in the report of a node; pods of other nodes among these are left out.
 
         Figures of the whole node that are not allowed are dropped: older agents send them always.
         Returns False for a part that is not the last, and if it brings pods in full alone. Also for
         a report of an older agent too soon after another one. The last such report is added to the
-        next one that is taken. `wall` is since the epoch. `measured_s` returns the time since the
-        begin of measuring, by this operator or an earlier one.
+        next one that is taken. `wall` is since the epoch.
         """
         self.arrived.set()
         report = self._allowed(report, placed)
@@ -104,7 +108,7 @@ class ReportIntake:
                 window_s=spec.window_s,
                 keeps_window=keeps_window,
                 wanted_s=lambda: (
-                    min(measured_s(), wall - _first_start(node, placed, wall))
+                    min(self._measured_s(), wall - _first_start(node, placed, wall))
                     - _age_s(report, wall, spec.interval_s)
                 ),
             )

@@ -97,17 +97,14 @@ class Probe:
         self._idle_phase: Phase | None = None
         self._schedule = StatusSchedule()
         self._last_check = -math.inf
-        self._worst = WorstPods(
-            self.key.uid,
-            desired=desired,
-            want_in_full=want_in_full,
-            rows=previous.get("pods") or (),
-        )
+        rows = previous.get("pods") or ()
+        self._worst = WorstPods(self.key.uid, desired=desired, want_in_full=want_in_full, rows=rows)
         self._intake = ReportIntake(
             previous=previous,
             node_figures=node_figures,
             agent=agent,
             choose=self._worst.choice,
+            measured_s=lambda: self._current.passed_s(self._steady_clock()),
         )
         self._figures = LastFigures()
         self._shown = metrics.figures
@@ -119,7 +116,7 @@ class Probe:
             touch=touch,
             on_change=self.poke,
             choose=self._worst.choice,
-            reported=pods_of_rows(previous.get("pods") or ()),
+            reported=pods_of_rows(rows),
         )
         self._gatherer = FactsGatherer(
             self.key,
@@ -183,15 +180,7 @@ class Probe:
         if not self._pods.followed or not spec:
             return
         now, wall = _now(), self._wall_clock()
-        is_whole = self._intake.take(
-            node,
-            report,
-            self._pods.placed,
-            spec,
-            at=now,
-            wall=wall,
-            measured_s=lambda: self._current.passed_s(self._steady_clock()),
-        )
+        is_whole = self._intake.take(node, report, self._pods.placed, spec, at=now, wall=wall)
         if is_whole and self._schedule.take_report(node, now):
             self._poked.set()
 
