@@ -230,7 +230,7 @@ async def test_a_probe_that_starts_again_while_it_waits_has_the_rest_of_the_wait
     assert created.specs.serve("uid-late") == pytest.approx(wait_s / 2, abs=0.01)
 
 
-async def test_what_gone_probes_leave_takes_no_memory_for_long() -> None:
+async def test_paces_that_gone_probes_leave_take_no_memory_for_long() -> None:
     created = Created()
     for number in range(50):
         for name in ("a", "b"):
