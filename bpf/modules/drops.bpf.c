@@ -13,9 +13,9 @@ struct drop_place {
 };
 
 /*
- * How often, by place. The agent takes and deletes the elements of the half that is not written. In a
- * full map a place has none: then its drops have a reason alone. Allocated ahead, since kfree_skb()
- * may be called from anywhere.
+ * How often, by place. The agent takes and deletes the elements of the half that is not written. Where
+ * the slot has no room, drops have a reason alone. Allocated ahead, since kfree_skb() may be called from
+ * anywhere.
  */
 BPF_TABLE("hash", struct drop_place, u64, drop_places, MAX_DROP_PLACES);
 
@@ -61,11 +61,14 @@ static __always_inline void count_place(struct config *config, u32 slot, u64 loc
 	u64 *count = drop_places.lookup(&place), none = 0;
 
 	if (!count) {
+		if (!take_room(ROOM_DROP_PLACES, slot))
+			return;
 		drop_places.insert(&place, &none); /* unless another CPU has done so */
 		count = drop_places.lookup(&place);
 	}
 	if (count)
 		__sync_fetch_and_add(count, 1);
+	end_branch();
 }
 
 /* `is_ack`: 1 of an ACK without data; else 0. */

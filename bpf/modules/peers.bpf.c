@@ -53,8 +53,11 @@ struct peer {
 };
 BYTES_OF(peer);
 
-/* Of one reading. The agent deletes all that it has read. */
-BPF_TABLE("hash", struct waited_peer_key, struct peer_bytes, peers, MAX_PEERS);
+/*
+ * Of one reading. The agent deletes all that it has read. Each slot has its rooms: one for peers that are
+ * known by what they acknowledge or answer, or were connected to, and a small one for others.
+ */
+BPF_TABLE("hash", struct waited_peer_key, struct peer_bytes, peers, MAX_PEERS + MAX_UNHEARD_PEERS);
 BPF_ARRAY(empty_peers, struct peer_bytes, 1);
 
 /* The age from which an answer is missing: see patience_ns() in latencyprobe/domain/patience.py. */
@@ -164,7 +167,8 @@ static __always_inline void add_to_peer(volatile struct peer *peer,
 	}
 }
 
-static __always_inline struct peer *get_peer(struct waited_peer_key *key)
+/* NULL: the slot has no room for it. */
+static __always_inline struct peer *get_peer(struct waited_peer_key *key, u32 room)
 {
 	struct peer *peer = (struct peer *)peers.lookup(key);
 	struct peer_bytes *empty;
@@ -172,6 +176,8 @@ static __always_inline struct peer *get_peer(struct waited_peer_key *key)
 
 	if (peer)
 		return peer;
+	if (!take_room(room, key->slot))
+		return 0;
 	empty = empty_peers.lookup(&zero);
 	if (!empty)
 		return 0;

@@ -31,11 +31,8 @@ struct pending_reading {
 	u64 number;	 /* by the agent: another one for each reading, never 0 */
 	owners_t owners; /* of the socket that is visited now */
 	struct slot_pending found;
-	u64 crowded;  /* sockets whose peer had no room in `peers` */
 	u64 first_ns; /* of the first reading */
 	u64 first_tick;
-	u64 unheard; /* peers that acknowledge nothing, in this reading */
-	u64 unheard_in;
 	struct found_turn turn;
 };
 BYTES_OF(pending_reading);
@@ -364,29 +361,9 @@ static __always_inline void find_request(struct pending_reading *reading,
 }
 
 /*
- * A peer that is known by what it does not acknowledge alone. Anyone can make such, so a reading has but a
- * few: the others' places are for peers that were connected to.
+ * Report what the socket shows of its peer. Anyone can make peers that are known by what they do not
+ * acknowledge alone, so there is room for a few: the others' places are for peers that were connected to.
  */
-#define MOST_UNHEARD_PEERS 64
-
-static __always_inline struct peer *get_unheard_peer(struct pending_reading *reading,
-						     struct waited_peer_key *key)
-{
-	struct peer *peer = (struct peer *)peers.lookup(key);
-
-	if (peer)
-		return peer;
-	if (reading->unheard_in != reading->number) {
-		reading->unheard_in = reading->number;
-		reading->unheard = 0;
-	}
-	if (reading->unheard >= MOST_UNHEARD_PEERS)
-		return 0;
-	reading->unheard++;
-	return get_peer(key);
-}
-
-/* Report what the socket shows of its peer. */
 static __always_inline void report_peer(struct pending_reading *reading, struct socket_state *state,
 					struct sock *sk)
 {
@@ -394,17 +371,17 @@ static __always_inline void report_peer(struct pending_reading *reading, struct 
 	volatile struct found_turn *turn = &reading->turn;
 	struct waited_peer_key key = {};
 	struct peer *peer;
+	u32 room;
 
 	if (!(turn->is_known | turn->connect_age_ns | turn->resent_age_ns))
 		return;
 	find_peer(&key, sk, role_of(sk, &state->turns) == ROLE_SERVER);
+	room = turn->is_known ? ROOM_PEERS : ROOM_UNHEARD_PEERS;
 	for (; owners; owners >>= OWNER_BITS) {
 		key.slot = first_slot(owners);
-		peer = turn->is_known ? get_peer(&key) : get_unheard_peer(reading, &key);
+		peer = get_peer(&key, room);
 		if (peer)
 			add_to_peer(peer, turn);
-		else
-			reading->crowded += turn->is_known;
 	}
 }
 

@@ -41,7 +41,7 @@ BPF_ARRAY(runs_before, u64, RESOLUTIONS);
 
 /*
  * How long threads of these owners waited for threads of that cgroup. The agent reads it, and deletes
- * what no longer grows. Where it is full, the wait counts without a name.
+ * what no longer grows. Where the first of the slots has no room, the wait counts without a name.
  */
 struct wait_for_cgroup {
 	owners_t owners;
@@ -228,6 +228,8 @@ static __always_inline void add_for_cgroup(struct explained_wait *wait, u64 cgro
 	wait->key.cgroup_id = cgroup_id;
 	known = waits_for_cgroups.lookup(&wait->key);
 	if (!known) {
+		if (!take_room(ROOM_WAITS_FOR_CGROUPS, first_slot(wait->key.owners)))
+			return;
 		waits_for_cgroups.update(&wait->key, &none);
 		known = waits_for_cgroups.lookup(&wait->key);
 	}

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.patience import (
     ANSWERS_OF_A_PAST,
     FIRST_ANSWERS,
@@ -21,7 +20,6 @@ from latencyprobe.domain.patience import (
     patience_ns,
 )
 from latencyprobe.domain.pending import Pending
-from latencyprobe.domain.stages import PENDING
 from latencyprobe_agent.kernel.abi import MAX_PEERS
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from tests.live.measuring import CLIENT, SERVER, watch
@@ -287,16 +285,16 @@ async def test_peers_beyond_the_limit_are_counted(start_engine: Start, pair: Pai
             both = Connection(asking, stack.enter_context(listener.accept()[0]))
             exchange(both, 1)  # a peer at each end
         engine.read()
-        (row,) = (each for each in engine.coverage if each.name == PENDING)
-        assert row.state is CoverageState.PARTIAL
-        assert f"more than {MAX_PEERS} peers" in row.reason
+        assert engine.lost_parts.keys() == {CLIENT, SERVER}
+        for (lost,) in engine.lost_parts.values():
+            assert f"more peers than its part of {MAX_PEERS}" in lost.reason
         assert engine._object is not None
         pending = engine._object.memories.pending
         assert pending is not None
-        assert pending.crowded == 2 * beyond
+        assert pending.crowded == {CLIENT: beyond, SERVER: beyond}
 
     def has_room() -> bool:
         engine.read()
-        return all(each.name != PENDING for each in engine.coverage)
+        return not engine.lost_parts
 
-    await until(has_room, lambda: engine.coverage)
+    await until(has_room, lambda: engine.lost_parts)

@@ -15,7 +15,9 @@ import pytest
 from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import Module, cgroup_counter, waits_for_cgroups
 from latencyprobe_agent.evidence.known_cgroups import KnownCgroups
+from latencyprobe_agent.kernel.abi import ROOMS, WAIT_FOR_CGROUP, WAITS_FOR_CGROUPS, Room
 from latencyprobe_agent.kernel.contract import SlotSpec
+from latencyprobe_agent.kernel.runtime import slot_rooms
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
 from latencyprobe_agent.targets.resolver import Resolver
 from tests.live.quotas import Account, quota
@@ -246,6 +248,31 @@ async def test_waits_for_a_quota_are_those_of_the_quotas_account(
     assert is_about(measured.of("waitedThrottledNs"), measured.accounts.quota.throttled_ns)
     assert measured.of("waitedForOthersNs") > 0
     assert measured.of("waitedForOwnNs") < 0.05 * measured.explained_ns
+
+
+async def test_cgroups_that_one_target_waits_for_leave_room_for_those_of_another_one(
+    start_engine: Start, own: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, later = 8, TARGET + 1
+    monkeypatch.setattr(slot_rooms, "ROOMS", {**ROOMS, Room.WAITS_FOR_CGROUPS: most})
+    engine = start_engine()
+    engine.assign({TARGET: spec(own), later: spec(other)})
+    await engine.use(frozenset({Module.SCHED}))
+    loaded = engine._object
+    assert loaded is not None
+
+    def named(slot: int) -> int:
+        """How many cgroups the target waits for by name, since the last reading."""
+        assert len(loaded.maps.keys(WAITS_FOR_CGROUPS.name, WAIT_FOR_CGROUP.size)) <= most
+        return len(waits_for_cgroups(engine.read().get(slot, NOTHING).counters))
+
+    with ExitStack() as stack, scene(engine) as running:
+        for _ in range(2 * most):
+            running.burn(stack.enter_context(made_cgroup()))
+        running.burn(own, is_own=True)
+        until(lambda: named(TARGET) > 0, "names of what the first one waits for")
+        running.burn(other)
+        until(lambda: named(later) > 0, "names of what the second one waits for")
 
 
 def path_of(cgroup: Path, measured: Measured) -> Path:

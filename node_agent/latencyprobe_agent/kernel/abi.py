@@ -76,9 +76,11 @@ SOCKET_MEMORY_PLACES = 3 * MAX_SLOTS + 2
 # without the node.
 THREADS_OF_TARGET = 2048
 MAX_THREADS = 8192
-# The peers of all targets that are compared in one reading of what is pending.
-MAX_PEERS = 512
 THREADS_FOR_ALL = MAX_SLOTS
+# The peers of all targets that are compared in one reading of what is pending, and those that are
+# known by what they do not acknowledge alone.
+MAX_PEERS = 512
+MAX_UNHEARD_PEERS = 64
 # The runs of each CPU: the table's name, its elements in each resolution (a power of two), and how
 # many resolutions there are. The other table has a number for each of them.
 RUNS_OF_CPUS, RUNS, RESOLUTIONS = "runs", 32, 3
@@ -141,6 +143,25 @@ EXTREMES = ("MAX", "TOP_LESS_MIN", "UNUSED_EXTREME", "NO_EXTREME")
 NR_DROP_REASONS = 192
 # Places in the kernel's code that drop packets of targets, in both halves of `stats` together.
 MAX_DROP_PLACES = 1024
+
+
+class Room(IntEnum):
+    """A hash that is divided between the slots: bpf/include/rooms.h."""
+
+    PEERS = 0
+    UNHEARD_PEERS = 1
+    WAITS_FOR_CGROUPS = 2
+    DROP_PLACES = 3
+
+
+# The size of each of them.
+ROOMS: Mapping[Room, int] = {
+    Room.PEERS: MAX_PEERS,
+    Room.UNHEARD_PEERS: MAX_UNHEARD_PEERS,
+    Room.WAITS_FOR_CGROUPS: MAX_WAITS_FOR_CGROUPS,
+    Room.DROP_PLACES: MAX_DROP_PLACES,
+}
+
 # An event has room for all stages up to a packet's last one, by their own indices.
 NR_PACKET_STAGES = 1 + max(INDEX[stage.name] for stage in PACKET_STAGES)
 
@@ -257,6 +278,9 @@ MACROS: Mapping[str, int | str] = {
     "LONGEST_PENDING_NS": f"{LONGEST_PENDING_NS}ULL",
     "NR_PENDING": len(KINDS_OF_SOCKETS),
     "MAX_PEERS": MAX_PEERS,
+    "MAX_UNHEARD_PEERS": MAX_UNHEARD_PEERS,
+    **{f"ROOM_{room.name}": room.value for room in Room},
+    "NR_ROOMS": len(Room),
     "ANSWERS_OF_A_PAST": ANSWERS_OF_A_PAST,
     "HELD_ANSWER_NS": f"{HELD_ANSWER_NS}ULL",
     "HELD_PATIENCE_NS": f"{HELD_PATIENCE_NS}ULL",
@@ -411,6 +435,7 @@ SOCKET_MEMORY = Layout(
     share="I",
     count="I",
 )
+SLOT_ROOM = Layout("slot_room", taken="I", refused="I", allowed="I")
 SLOT_FILTER = Layout("slot_filter", protocols="H", has_ports="H")
 PENDING = Layout(
     "pending",
@@ -440,11 +465,8 @@ PENDING_READING = Layout(
     number="Q",
     owners="Q",
     found=SLOT_PENDING,
-    crowded="Q",
     first_ns="Q",
     first_tick="Q",
-    unheard="Q",
-    unheard_in="Q",
     turn=FOUND_TURN,
 )
 PEER_KEY = Layout(
@@ -519,6 +541,7 @@ FILTER_PORTS = Map("filter_ports", U32, U8)
 SOCKET_MEMORIES = Map("socket_memory", U32, SOCKET_MEMORY.packing)
 # The key: the namespace's inode number << 32 | the obstacle.
 NETNS_OBSTACLES = Map("netns_obstacles", U64, U64)
+SLOT_ROOMS = Map("slot_rooms", U32, SLOT_ROOM.packing)
 HOST_DEVICES = Map("host_devices", U32, U8)
 THREADS = Map("threads", U32, THREAD.packing)
 THREAD_SHARES = Map("thread_shares", U32, THREAD_SHARE.packing)
@@ -534,16 +557,13 @@ PEERS = Map("peers", PEER_KEY.packing, PEER.packing)
 TRACE_RING = "trace_ring"
 
 _MAPS = (
-    CONFIGURATION,
-    STATS,
-    CGROUPS,
-    PROCESSES,
-    FILTERS,
-    FILTER_PORTS,
-    SOCKET_MEMORIES,
-    NETNS_OBSTACLES,
+    *(CONFIGURATION, STATS, CGROUPS, PROCESSES, FILTERS, FILTER_PORTS, SOCKET_MEMORIES),
+    *(NETNS_OBSTACLES, SLOT_ROOMS),
 )
-_LAYOUTS = (SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY)
+_LAYOUTS = (
+    *(SHARDS, NETNS_ENTRY, CONFIG, STAGE_STATS, SLOT_STATS, SLOT_FILTER, SOCKET_MEMORY),
+    SLOT_ROOM,
+)
 # There with the modules that measure sockets; with rx, tcp, sched, irq; while packets are traced.
 _SOCKET_MAPS = (PENDING_OF_SLOTS, PENDING_READINGS)
 _SOCKET_LAYOUTS = (PENDING, SLOT_PENDING, FOUND_TURN, PENDING_READING)

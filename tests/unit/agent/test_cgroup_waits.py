@@ -6,9 +6,17 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
-from latencyprobe_agent.kernel.abi import OWNER_BITS, U64, WAIT_FOR_CGROUP, WAITS_FOR_CGROUPS
+from latencyprobe_agent.kernel.abi import (
+    MAX_WAITS_FOR_CGROUPS,
+    OWNER_BITS,
+    U64,
+    WAIT_FOR_CGROUP,
+    WAITS_FOR_CGROUPS,
+    Room,
+)
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.cgroup_waits import MOST_CGROUPS, CgroupWaits
+from tests.unit.agent.slot_rooms import rooms_of
 
 
 class Maps:
@@ -40,7 +48,7 @@ class Maps:
 
 def test_waits_are_growth_since_the_last_reading() -> None:
     maps = Maps()
-    waits = CgroupWaits(maps)
+    waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
     maps.wait(7, 100, 3)
     assert waits.take() == {3: {"waitedForCgroup.7": 100}}
     maps.wait(7, 20, 3)
@@ -52,7 +60,7 @@ def test_waits_of_a_thread_of_several_targets_count_for_each() -> None:
     maps = Maps()
     maps.wait(7, 100, 3, 255)
     maps.wait(7, 1, 3)
-    assert CgroupWaits(maps).take() == {
+    assert CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS)).take() == {
         3: {"waitedForCgroup.7": 101},
         255: {"waitedForCgroup.7": 100},
     }
@@ -62,14 +70,14 @@ def test_of_many_cgroups_those_with_the_longest_waits_have_a_name() -> None:
     maps = Maps()
     for cgroup_id in range(10, 30):
         maps.wait(cgroup_id, cgroup_id, 3)
-    (named,) = CgroupWaits(maps).take().values()
+    (named,) = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS)).take().values()
     assert list(named.values()) == [29, 28, 27, 26]
     assert len(named) == MOST_CGROUPS
 
 
 def test_a_pair_that_no_longer_grows_makes_room_and_may_come_again() -> None:
     maps = Maps()
-    waits = CgroupWaits(maps)
+    waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
     maps.wait(7, 100, 3)
     waits.take()
     assert waits.take() == {}
@@ -83,7 +91,7 @@ def test_growth_while_the_map_cannot_be_read_is_reported_later_and_once(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     maps = Maps()
-    waits = CgroupWaits(maps)
+    waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
     maps.wait(7, 100, 3)
     waits.take()
     maps.wait(7, 20, 3)
@@ -101,7 +109,7 @@ def test_a_pair_that_was_erased_by_a_call_that_failed_begins_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     maps = Maps()
-    waits = CgroupWaits(maps)
+    waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
     maps.wait(7, 100, 3)
     waits.take()
 
@@ -115,3 +123,21 @@ def test_a_pair_that_was_erased_by_a_call_that_failed_begins_again(
         assert waits.take() == {}
     maps.wait(7, 9, 3)
     assert waits.take() == {3: {"waitedForCgroup.7": 9}}
+
+
+def test_a_target_with_very_many_cgroups_gives_way_to_one_that_comes_later() -> None:
+    maps = Maps()
+    waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
+    waits.admit((3,), (3,))
+    for cgroup_id in range(1, MAX_WAITS_FOR_CGROUPS + 1):
+        maps.wait(cgroup_id, cgroup_id, 3)
+    waits.take()
+    assert len(maps.entries) == MAX_WAITS_FOR_CGROUPS
+    waits.admit((4,), (3, 4))
+    for cgroup_id in range(1, MAX_WAITS_FOR_CGROUPS + 1):
+        maps.wait(cgroup_id, cgroup_id, 3)
+    (named,) = waits.take().values()
+    assert list(named.values()) == [MAX_WAITS_FOR_CGROUPS - place for place in range(MOST_CGROUPS)]
+    assert len(maps.entries) <= MAX_WAITS_FOR_CGROUPS * 3 // 4
+    left = {WAIT_FOR_CGROUP.packing.unpack(key)[1] for key in maps.entries}
+    assert min(left) > MAX_WAITS_FOR_CGROUPS - len(left)

@@ -23,7 +23,7 @@ from latencyprobe.protocol.measurements import (
     measurement_to_proto,
 )
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import DROP_PLACES, NR_DROP_REASONS
+from latencyprobe_agent.kernel.abi import DROP_PLACES, MAX_DROP_PLACES, NR_DROP_REASONS, Room
 from latencyprobe_agent.kernel.btf import KernelTypes
 from latencyprobe_agent.kernel.build.drops import drop_macros, drop_reasons
 from latencyprobe_agent.kernel.runtime.drop_places import (
@@ -32,6 +32,7 @@ from latencyprobe_agent.kernel.runtime.drop_places import (
     named_by_symbols,
 )
 from latencyprobe_agent.kernel.runtime.statistics import SLOT_BYTES, SamplingRatios, decode_slot
+from tests.unit.agent.slot_rooms import rooms_of
 
 
 class Enumerated(KernelTypes):
@@ -242,7 +243,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> PlacesMap:
 
 @pytest.mark.parametrize("call", ["keys", "look_up"])
 def test_drops_that_cannot_be_read_now_are_counted_later(places: PlacesMap, call: str) -> None:
-    taker = DropPlaces(7, lambda: 8)
+    taker = DropPlaces(7, lambda: 8, rooms_of(Room.DROP_PLACES))
     places.drop(0xFF00, 3, 0, 5)
     places.refusals.add(call)
     assert taker.take(0) == {}
@@ -251,9 +252,21 @@ def test_drops_that_cannot_be_read_now_are_counted_later(places: PlacesMap, call
 
 
 def test_a_function_whose_name_cannot_be_read_now_has_it_later(places: PlacesMap) -> None:
-    taker = DropPlaces(7, lambda: 8)
+    taker = DropPlaces(7, lambda: 8, rooms_of(Room.DROP_PLACES))
     places.drop(0xFF00, 3, 0, 5)
     places.refusals.add("run_iterator")
     assert taker.take(0) == {3: {OTHER_PLACES: 5}}
     places.drop(0xFF00, 3, 0, 2)
     assert taker.take(0) == {3: {"dropsIn.tcp_rcv_established": 2}}
+
+
+def test_the_places_of_the_other_half_take_their_room(places: PlacesMap) -> None:
+    rooms = rooms_of(Room.DROP_PLACES)
+    taker = DropPlaces(7, lambda: 8, rooms)
+    taker.admit((3, 4), (3, 4))
+    for location in range(MAX_DROP_PLACES // 4):
+        places.drop(location, 3, 1, 1)
+    taker.take(0)
+    assert rooms.parts == {3: MAX_DROP_PLACES // 2, 4: MAX_DROP_PLACES // 2}
+    free = rooms._table.get(rooms._first + 3, "allowed")
+    assert free == MAX_DROP_PLACES // 4

@@ -8,13 +8,15 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
-from latencyprobe.domain.coverage import CoverageState, StageCoverage
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import PATIENCE_STEPS, PeerTurns, Role, Waits
-from latencyprobe.domain.stages import PENDING
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import PEER, PEER_KEY
-from latencyprobe_agent.kernel.runtime.peers import MAX_PASTS, PAST_S, PeerTable, crowded
+from latencyprobe_agent.kernel.abi import MAX_PEERS, MAX_SLOTS, PEER, PEER_KEY, Room
+from latencyprobe_agent.kernel.contract import SocketMemoryLimits, ThreadLimits
+from latencyprobe_agent.kernel.runtime.bounds import TargetBounds
+from latencyprobe_agent.kernel.runtime.mapped_array import signed
+from latencyprobe_agent.kernel.runtime.peers import LOST_PEERS, MAX_PASTS, PAST_S, PeerTable
+from tests.unit.agent.slot_rooms import empty_rooms
 
 MAP = 7
 SERVICE = Endpoint(IPv4Address("10.0.0.7"), 7000)
@@ -72,7 +74,7 @@ class Clock:
 def test_an_entry_is_read_with_all_its_figures(kernel: Kernel) -> None:
     kernel.find(answers=12, slowest_ns=9)
     kernel.entries[PEER_KEY.packing.pack(4, Role.SERVER, 1, 443, 0, bytes(16))] = bytes(PEER.size)
-    found = PeerTable(MAP, Clock()).read((3, 4))
+    found = PeerTable(MAP, empty_rooms(), Clock()).read((3, 4))
     assert found[3] == [
         PeerTurns(
             role=Role.CLIENT,
@@ -93,7 +95,7 @@ def test_an_entry_is_read_with_all_its_figures(kernel: Kernel) -> None:
 
 def test_a_reading_begins_with_an_empty_map(kernel: Kernel) -> None:
     kernel.find()
-    PeerTable(MAP, Clock()).clear()
+    PeerTable(MAP, empty_rooms(), Clock()).clear((3,))
     assert kernel.entries == {}
 
 
@@ -104,7 +106,7 @@ def past_of(table: PeerTable) -> tuple[int, int]:
 
 def test_the_past_of_a_peer_counts_for_a_while(kernel: Kernel) -> None:
     clock = Clock()
-    table = PeerTable(MAP, clock)
+    table = PeerTable(MAP, empty_rooms(), clock)
     kernel.find(answers=5, slowest_ns=9)
     table.read((3,))
     kernel.find()
@@ -115,7 +117,7 @@ def test_the_past_of_a_peer_counts_for_a_while(kernel: Kernel) -> None:
 
 
 def test_a_few_answers_do_not_replace_the_past(kernel: Kernel) -> None:
-    table = PeerTable(MAP, Clock())
+    table = PeerTable(MAP, empty_rooms(), Clock())
     kernel.find(answers=5, slowest_ns=9)
     table.read((3,))
     kernel.find(answers=1, slowest_ns=20)
@@ -127,7 +129,7 @@ def test_a_few_answers_do_not_replace_the_past(kernel: Kernel) -> None:
 def test_a_reading_that_fails_leaves_the_past_as_it_was(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = PeerTable(MAP, Clock())
+    table = PeerTable(MAP, empty_rooms(), Clock())
     kernel.find(answers=5, slowest_ns=9)
     table.read((3,))
     kernel.find(answers=7, slowest_ns=8)
@@ -149,7 +151,7 @@ def test_a_reading_that_fails_leaves_the_past_as_it_was(
 
 
 def test_a_slot_of_another_target_has_no_past(kernel: Kernel) -> None:
-    table = PeerTable(MAP, Clock())
+    table = PeerTable(MAP, empty_rooms(), Clock())
     kernel.find(answers=5, slowest_ns=9)
     table.read((3,))
     kernel.find()
@@ -166,7 +168,7 @@ def test_a_slot_of_another_target_has_no_past(kernel: Kernel) -> None:
 
 
 def test_the_past_is_of_a_bounded_number_of_peers(kernel: Kernel) -> None:
-    table = PeerTable(MAP, Clock())
+    table = PeerTable(MAP, empty_rooms(), Clock())
     for port in range(1, MAX_PASTS + 3):
         kernel.entries.clear()
         kernel.find(answers=5, slowest_ns=port, port=port)
@@ -178,10 +180,48 @@ def test_the_past_is_of_a_bounded_number_of_peers(kernel: Kernel) -> None:
     assert pasts == [0, 0, 3, MAX_PASTS + 2]
 
 
-def test_the_coverage_says_that_peers_had_no_room() -> None:
-    stage = StageCoverage("rx.total", CoverageState.ACTIVE)
-    other, row = crowded((stage,))
-    assert (other, row.name, row.state) == (stage, PENDING, CoverageState.PARTIAL)
-    assert "more than 512 peers" in row.reason
-    unavailable = StageCoverage(PENDING, CoverageState.UNAVAILABLE, reason="requires BTF")
-    assert crowded((stage, unavailable)) == (stage, unavailable)
+def test_a_target_with_very_many_peers_leaves_the_past_of_another_ones(kernel: Kernel) -> None:
+    table = PeerTable(MAP, empty_rooms(), Clock())
+    kernel.find(answers=5, slowest_ns=9, slot=4)
+    table.read((3, 4))
+    for port in range(1, MAX_PASTS + 3):
+        kernel.entries.clear()
+        kernel.find(answers=5, slowest_ns=port, port=port)
+        table.read((3, 4))
+    kernel.entries.clear()
+    kernel.find(slot=4)
+    for port in (1, 2, 3, MAX_PASTS + 2):
+        kernel.find(port=port)
+    found = table.read((3, 4))
+    assert [turns.slowest_ns for turns in found[4]] == [9]
+    assert [turns.slowest_ns for turns in found[3]] == [0, 0, 0, MAX_PASTS + 2]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_target_whose_peers_had_no_room_is_read_once_more_and_has_the_unused_room() -> None:
+    rooms = empty_rooms()
+    table = PeerTable(MAP, rooms, Clock())
+
+    def find(peers: int, slot: int) -> None:
+        """Take room for so many peers, as programs do."""
+        place = Room.PEERS * MAX_SLOTS + slot
+        room = signed(rooms.get(place, "allowed") - rooms.get(place, "taken"))
+        rooms.add(place, "taken", min(peers, room))
+        rooms.add(place, "refused", max(0, peers - room))
+
+    for is_first in (True, False):
+        table.clear((3, 4))
+        find(MAX_PEERS, 3)
+        find(5, 4)
+        table.count()
+        assert table.has_more_room is is_first
+    assert table.crowded == {3: MAX_PEERS // 4}
+
+
+def test_a_target_loses_what_had_no_room_and_another_one_nothing() -> None:
+    bounds = TargetBounds(SocketMemoryLimits(), ThreadLimits())
+    bounds.read((3, 4), {}, crowded=(3,))
+    assert bounds.lost_parts == {3: [LOST_PEERS]}
+    assert f"its part of {MAX_PEERS}" in LOST_PEERS.reason
+    bounds.read((3, 4), {})
+    assert not bounds.lost_parts

@@ -19,7 +19,15 @@ from latencyprobe.domain.report import report_on
 from latencyprobe.domain.stages import PENDING as ROW
 from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
+from latencyprobe_agent.kernel.abi import (
+    MAX_PEERS,
+    MAX_SLOTS,
+    PENDING,
+    PENDING_READING,
+    SLOT_PENDING,
+    U64,
+    Room,
+)
 from latencyprobe_agent.kernel.hooks import READ_PENDING, READ_PENDING_STATES
 from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory, ProgramSettings
@@ -27,6 +35,7 @@ from latencyprobe_agent.kernel.runtime.optional_events import OptionalEvents
 from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.pending import MOST_REPETITIONS, PendingMemory, unread
 from latencyprobe_agent.kernel.runtime.pending_readings import PendingReadings
+from tests.unit.agent.slot_rooms import empty_rooms
 
 LINK, FAST = 99, 98
 UNREAD, REQUESTS = 0, 2
@@ -182,7 +191,8 @@ def test_an_end_is_reported_though_the_peers_could_not_be_read_at_first(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libbpf, "keys", lambda *_: set())
-    memory = PendingMemory(kernel.slots, kernel.readings, peers_fd=7, clock=lambda: 0.0)
+    peers = PeerTable(7, empty_rooms(), lambda: 0.0)
+    memory = PendingMemory(kernel.slots, kernel.readings, peers, clock=lambda: 0.0)
     kernel.visit = lambda: kernel.find(3, UNREAD, 1, 1, 1, 0, 0)
     figures = memory.read(LINK, (3, 4))
     kernel.visit = lambda: kernel.find(4, UNREAD, 1, 1, 1, 0, 0)
@@ -259,19 +269,44 @@ def test_a_reading_begins_without_the_last_socket_of_one_that_failed(
 
 
 def test_the_number_of_sockets_without_room_is_that_of_the_last_reading(
-    kernel: Kernel, memory: PendingMemory
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crowded = PENDING_READING.offset("crowded")
+    monkeypatch.setattr(libbpf, "keys", lambda *_: set())
+    rooms = empty_rooms()
+    peers = PeerTable(7, rooms, lambda: 0.0)
+    memory = PendingMemory(kernel.slots, kernel.readings, peers)
+    place = Room.PEERS * MAX_SLOTS + 3
 
-    def visit() -> None:
-        os.pwrite(kernel.readings, U64.pack(9), crowded)
-
-    kernel.visit = visit
+    kernel.visit = lambda: rooms.add(place, "refused", 9)
     memory.read(LINK, (3,))
-    assert memory.crowded == 9
+    assert memory.crowded == {3: 9}
     kernel.visit = lambda: None
     memory.read(LINK, (3,))
-    assert memory.crowded == 0
+    assert memory.crowded == {}
+    memory.close()
+
+
+def test_sockets_are_visited_once_more_if_another_target_left_room_for_their_peers(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libbpf, "keys", lambda *_: set())
+    rooms = empty_rooms()
+    peers = PeerTable(7, rooms, lambda: 0.0)
+    memory = PendingMemory(kernel.slots, kernel.readings, peers)
+    place = Room.PEERS * MAX_SLOTS + 3
+    wanted = MAX_PEERS // 2 + 10
+
+    def visit() -> None:
+        room = rooms.get(place, "allowed") - rooms.get(place, "taken")
+        rooms.add(place, "taken", min(room, wanted))
+        rooms.add(place, "refused", max(0, wanted - room))
+
+    kernel.visit = visit
+    for visits in (2, 3, 4):
+        memory.read(LINK, (3, 4))
+        assert memory.crowded == {}
+        assert len(kernel.links) == visits
+    memory.close()
 
 
 def test_the_layouts_have_no_gap() -> None:

@@ -17,6 +17,7 @@ from latencyprobe_agent.kernel.runtime.grace_period import wait_for_running_prog
 from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
 from latencyprobe_agent.kernel.runtime.named_maps import MapEntries
 from latencyprobe_agent.kernel.runtime.obstacles import lost_part
+from latencyprobe_agent.kernel.runtime.peers import LOST_PEERS
 from latencyprobe_agent.kernel.runtime.pod_obstacles import PodObstacles
 from latencyprobe_agent.kernel.runtime.socket_memory import SocketMemory, full, lost_packets
 from latencyprobe_agent.kernel.runtime.threads import Threads, lost_waits
@@ -89,12 +90,22 @@ class TargetBounds:
             wait_for_running_programs()
             self._threads.forget_gone()
 
-    def read(self, slots: Collection[int], news: Mapping[int, Measurement]) -> None:
-        """Find the parts that these slots have lost since the last call. `news`: their figures."""
+    def read(
+        self,
+        slots: Collection[int],
+        news: Mapping[int, Measurement],
+        crowded: Collection[int] = (),
+    ) -> None:
+        """Find the parts that these slots have lost since the last call. `news`: their figures.
+
+        `crowded`: the slots with peers that had no room.
+        """
         self._note_unmatched(news)
         lost = {
             slot: list(self._unmatched[slot].values()) for slot in slots if slot in self._unmatched
         }
+        for slot in crowded:
+            lost.setdefault(slot, []).append(LOST_PEERS)
         if self.socket_memory is not None:
             self.socket_memory.read(slots)
             for slot in self.socket_memory.full_slots:

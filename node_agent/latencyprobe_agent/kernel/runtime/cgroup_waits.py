@@ -1,7 +1,8 @@
 """The cgroups that the targets' threads waited for: bpf/modules/waits.bpf.c.
 
 The programs add up; the agent reports the growth. A pair of target and cgroup that has not grown
-since the last reading is deleted. Otherwise pods that come and go would fill the table.
+since the last reading is deleted. Otherwise pods that come and go would fill the table. It is
+divided between the targets, since one may wait for very many cgroups.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from latencyprobe.domain.stages import cgroup_counter
 from latencyprobe_agent.kernel.abi import (
@@ -21,6 +22,7 @@ from latencyprobe_agent.kernel.abi import (
 )
 from latencyprobe_agent.kernel.contract import EngineError
 from latencyprobe_agent.kernel.runtime.named_maps import MapEntries
+from latencyprobe_agent.kernel.runtime.slot_rooms import SlotRooms
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +35,14 @@ _OWNER_MASK = (1 << OWNER_BITS) - 1
 class CgroupWaits:
     """The waits of one loaded object, whose maps are new."""
 
-    def __init__(self, maps: MapEntries) -> None:
+    def __init__(self, maps: MapEntries, rooms: SlotRooms) -> None:
         self._maps = maps
+        self._rooms = rooms
         self._known: dict[bytes, int] = {}
+
+    def admit(self, new: Collection[int], slots: Collection[int]) -> None:
+        """Have room for the waits of these slots. `new`: those that have another target."""
+        self._rooms.admit(new, slots)
 
     def take(self) -> Mapping[int, Mapping[str, int]]:
         """Return the counters of each slot since the last call: its cgroups with the most.
@@ -65,10 +72,26 @@ class CgroupWaits:
         # One with less than before was erased, though the call failed, and has begun again.
         before = {key: ns for key, ns in self._known.items() if ns <= now.get(key, 0)}
         grown = {key: ns - before.get(key, 0) for key, ns in now.items()}
-        still = {key for key, ns in grown.items() if not ns}
-        self._maps.erase(_NAME, still)
-        self._known = {key: ns for key, ns in now.items() if key not in still}
-        return {key: ns for key, ns in grown.items() if ns}
+        growing = {key: ns for key, ns in grown.items() if ns}
+        gone = (grown.keys() - growing.keys()) | self._excess(growing)
+        self._maps.erase(_NAME, gone)
+        self._known = {key: ns for key, ns in now.items() if key not in gone}
+        return growing
+
+    def _excess(self, growing: Mapping[bytes, int]) -> set[bytes]:
+        """Divide the table; return what a slot has beyond its part, with the shortest waits."""
+        of_slots: dict[int, list[bytes]] = defaultdict(list)
+        for key in growing:
+            of_slots[_first_slot(key)].append(key)
+        self._rooms.count()
+        self._rooms.divide(
+            tuple(self._rooms.parts), {slot: len(keys) for slot, keys in of_slots.items()}
+        )
+        excess: set[bytes] = set()
+        for slot, part in self._rooms.parts.items():
+            own = of_slots[slot]
+            excess.update(heapq.nsmallest(len(own) - part, own, key=growing.__getitem__))
+        return excess
 
 
 def _slots(owners: int) -> Iterator[int]:
@@ -77,6 +100,12 @@ def _slots(owners: int) -> Iterator[int]:
         number = owners >> (place * OWNER_BITS) & _OWNER_MASK
         if number:
             yield number - 1
+
+
+def _first_slot(key: bytes) -> int:
+    """Return the slot whose room an entry takes."""
+    owners, _ = WAIT_FOR_CGROUP.packing.unpack(key)
+    return next(_slots(owners))
 
 
 def _largest(by_cgroup: Counter[int]) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from latencyprobe.domain.stages import OTHER_PLACES, drop_place_counter
 from latencyprobe.process.os_errors import is_transient
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.abi import DROP_PLACES
+from latencyprobe_agent.kernel.runtime.slot_rooms import SlotRooms
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +26,20 @@ _MOST_NAMES = 4096
 
 
 class DropPlaces:
-    """The counts by slot and function. `link`: returns that of the iterator that writes names."""
+    """The counts by slot and function. `link`: returns that of the iterator that writes names.
 
-    def __init__(self, map_fd: int, link: Callable[[], int | None]) -> None:
+    `rooms`: by which the map is divided between the slots.
+    """
+
+    def __init__(self, map_fd: int, link: Callable[[], int | None], rooms: SlotRooms) -> None:
         self._map = map_fd
         self._link = link
+        self._rooms = rooms
         self._names: dict[int, str] = {}
+
+    def admit(self, new: Collection[int], slots: Collection[int]) -> None:
+        """Have room for the drops of these slots. `new`: those that have another target."""
+        self._rooms.admit(new, slots)
 
     def take(self, epoch: int) -> Mapping[int, Mapping[str, int]]:
         """Return the counts of one half by slot and counter, and delete them.
@@ -58,6 +68,9 @@ class DropPlaces:
             libbpf.delete(self._map, key)
             if value is not None:
                 yield location, slot, DROP_PLACES.value.unpack(value)[0]
+        self._rooms.count()
+        left = Counter(slot for _, _, slot, half in places if half != epoch)
+        self._rooms.divide(tuple(self._rooms.parts), left)
 
     def _find_names(self, locations: Collection[int]) -> None:
         if not locations:

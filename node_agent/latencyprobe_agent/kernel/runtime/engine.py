@@ -39,7 +39,6 @@ from latencyprobe_agent.kernel.runtime.listeners import Pause
 from latencyprobe_agent.kernel.runtime.loaded import LoadedObject
 from latencyprobe_agent.kernel.runtime.obstacles import mention
 from latencyprobe_agent.kernel.runtime.overhead import OverheadClock
-from latencyprobe_agent.kernel.runtime.peers import crowded
 from latencyprobe_agent.kernel.runtime.pending import unread
 from latencyprobe_agent.kernel.runtime.preload import Preload
 from latencyprobe_agent.kernel.runtime.sampler import SampledPrograms, Sampler
@@ -180,11 +179,13 @@ class KernelEngine:
         self._hooks.check(self._slots)
         for slot, measurement in self._take(self._object, self._slots, self._slots).items():
             news[slot] = news.get(slot, NOTHING) + measurement
+        crowded: Collection[int] = ()
         if self._object.pending is not None:
             for slot, pending in self._object.pending.read(self._slots).items():
                 peers = self._object.pending.memory.peers.get(slot, ())
                 news[slot] = news.get(slot, NOTHING) + Measurement(pending=pending, peers=peers)
-        self._bounds.read(self._slots, news)
+            crowded = self._object.pending.memory.crowded
+        self._bounds.read(self._slots, news, crowded)
         return news
 
     def read_node(self) -> NodeMeasurement:
@@ -199,8 +200,6 @@ class KernelEngine:
         if self._object is not None:
             coverage = mention(coverage, self._object.memories.configuration.obstacles())
             pending = self._object.memories.pending
-            if pending is not None and pending.crowded:
-                coverage = crowded(coverage)
             if pending is not None and pending.problem:
                 coverage = unread(coverage, pending.problem)
         return self._bounds.mention(coverage)
@@ -329,9 +328,9 @@ class KernelEngine:
         }
 
     def _admit(self, new: Collection[int]) -> None:
-        """Have each tenant's share ready before a program counts for one of its slots."""
-        if self._object is not None and self._object.memories.pending is not None:
-            self._object.memories.pending.forget(new)
+        """Have each one's share ready before a program counts for one of its slots."""
+        if self._object is not None:
+            self._object.memories.admit(new, self._slots)
         self._bounds.admit(new, self._slots)
 
     def _report_change(self, modules: frozenset[Module]) -> None:

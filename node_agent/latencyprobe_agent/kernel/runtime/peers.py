@@ -2,29 +2,35 @@
 
 The programs see open connections only. The past of those that have closed is kept here. A client
 may make a connection for each request, and then only those that wait are open.
+
+A target may have as many peers as it wants. So both the map and the past are divided between the
+targets.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from latencyprobe.domain.coverage import MEASURED, CoverageState, StageCoverage
 from latencyprobe.domain.packets import Endpoint
 from latencyprobe.domain.patience import PATIENCE_STEPS, PeerTurns, Role, Waits
-from latencyprobe.domain.stages import PENDING
+from latencyprobe.domain.stages import Module
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import MAX_PEERS, PEER, PEER_KEY
+from latencyprobe_agent.kernel.abi import MAX_PEERS, PEER, PEER_KEY, Room
+from latencyprobe_agent.kernel.contract import LostPart
+from latencyprobe_agent.kernel.runtime.mapped_array import MappedArray
+from latencyprobe_agent.kernel.runtime.slot_rooms import SlotRooms, fair_parts
 
 # The past of a peer counts for so long, and of no more peers than this.
 PAST_S = 600.0
 MAX_PASTS = 4 * MAX_PEERS
 # Of five kinds, with three figures each.
 _FIGURES_OF_WAITS = 15
-_CROWDED = (
-    "some connections are not compared with others to the same peer because this node's targets "
-    f"have more than {MAX_PEERS} peers"
+LOST_PEERS = LostPart(
+    frozenset({Module.TCP}),
+    "some connections are not compared with others to the same peer, because the target has more "
+    f"peers than its part of {MAX_PEERS} for the node",
 )
 
 
@@ -37,18 +43,37 @@ class _Past(NamedTuple):
 class PeerTable:
     """The map of the peers, which programs fill during a reading, and the past of each peer.
 
-    `clock`: of seconds.
+    `rooms`: the elements of `slot_rooms`. `clock`: of seconds.
     """
 
-    def __init__(self, map_fd: int, clock: Callable[[], float]) -> None:
+    def __init__(self, map_fd: int, rooms: MappedArray, clock: Callable[[], float]) -> None:
         self._map_fd = map_fd
+        self._rooms = SlotRooms(rooms, Room.PEERS)
+        self._unheard_rooms = SlotRooms(rooms, Room.UNHEARD_PEERS)
         self._clock = clock
         self._pasts: dict[bytes, _Past] = {}  # the newest last
 
-    def clear(self) -> None:
-        """Delete what programs have found."""
+    def clear(self, slots: Collection[int]) -> None:
+        """Delete what programs have found, and divide the map between these slots."""
         for key in libbpf.keys(self._map_fd, PEER_KEY.size):
             libbpf.delete(self._map_fd, key)
+        for rooms in (self._rooms, self._unheard_rooms):
+            rooms.divide(slots, {})
+
+    def count(self) -> None:
+        """Count the peers that programs have found, and those that had no room."""
+        for rooms in (self._rooms, self._unheard_rooms):
+            rooms.count()
+
+    @property
+    def has_more_room(self) -> bool:
+        """True if another reading would find more peers, by the last count."""
+        return self._rooms.has_more_room
+
+    @property
+    def crowded(self) -> Mapping[int, int]:
+        """The number of sockets whose peers had no room, by slot."""
+        return self._rooms.refused
 
     def read(self, slots: Collection[int]) -> Mapping[int, Sequence[PeerTurns]]:
         """Return what programs have found, by slot, with the past of the peers of these slots.
@@ -79,12 +104,18 @@ class PeerTable:
         self._pasts = {key: past for key, past in self._pasts.items() if past.slot not in slots}
 
     def _keep(self, slots: Collection[int], now: float) -> None:
-        kept = [
-            (key, past)
+        kept = {
+            key: past
             for key, past in self._pasts.items()
             if past.slot in slots and now - past.at < PAST_S
-        ]
-        self._pasts = dict(kept[-MAX_PASTS:])
+        }
+        counts = Counter(past.slot for past in kept.values())
+        parts = fair_parts(MAX_PASTS, counts)
+        self._pasts = {}
+        for key, past in kept.items():
+            if counts[past.slot] <= parts[past.slot]:
+                self._pasts[key] = past
+            counts[past.slot] -= 1
 
 
 def decode_peer(key: bytes, content: bytes) -> tuple[int, PeerTurns]:
@@ -108,13 +139,3 @@ def decode_peer(key: bytes, content: bytes) -> tuple[int, PeerTurns]:
         resent=resent,
         first_from=tuple(zip(steps[:PATIENCE_STEPS], steps[PATIENCE_STEPS:], strict=True)),
     )
-
-
-def crowded(coverage: tuple[StageCoverage, ...]) -> tuple[StageCoverage, ...]:
-    """Return the coverage of a reading that had no room for all peers."""
-    rows = [stage for stage in coverage if stage.name == PENDING]
-    others = tuple(stage for stage in coverage if stage.name != PENDING)
-    row = rows[0] if rows else StageCoverage(PENDING, CoverageState.PARTIAL)
-    if row.state not in MEASURED:
-        return coverage
-    return (*others, row.also(_CROWDED, CoverageState.PARTIAL))

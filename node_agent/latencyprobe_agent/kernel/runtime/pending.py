@@ -17,7 +17,7 @@ from latencyprobe.domain.patience import Peer, PeerTurns, waiting_peers, waits_b
 from latencyprobe.domain.pending import KINDS_OF_SOCKETS, Pending, joint_pending
 from latencyprobe.process.os_errors import explained
 from latencyprobe_agent.kernel import libbpf
-from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING, U64
+from latencyprobe_agent.kernel.abi import MAX_SLOTS, PENDING, PENDING_READING, SLOT_PENDING
 from latencyprobe_agent.kernel.runtime.mapped_array import distance_of
 from latencyprobe_agent.kernel.runtime.peers import PeerTable
 from latencyprobe_agent.kernel.runtime.reading_pause import ReadingPause
@@ -29,7 +29,6 @@ _NOTHING = bytes(_DISTANCE)
 # A socket's state has 8 bits for the reading that saw it last; 0: none.
 _NUMBERS = 0xFF
 _BEGINNING = PENDING_READING.part("number", "owners")
-_CROWDED = PENDING_READING.offset("crowded")
 # The figures of the last reading stand for so many readings that failed since.
 MOST_REPETITIONS = 3
 
@@ -37,20 +36,20 @@ MOST_REPETITIONS = 3
 class PendingMemory:
     """The maps with the figures of each slot and of the reading, mapped into this process.
 
-    `peers_fd`: that of the peers, if the module tcp is there.
+    `peers`: the table of the peers, if the module tcp is there.
     """
 
     def __init__(
         self,
         slots_fd: int,
         readings_fd: int,
-        peers_fd: int | None = None,
+        peers: PeerTable | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = mmap(slots_fd, MAX_SLOTS * _DISTANCE)
         self._reading = mmap(readings_fd, PENDING_READING.size)
-        self._peers = None if peers_fd is None else PeerTable(peers_fd, clock)
+        self._peers = peers
         self._number = 0
         self._clock = clock
         self._pause = ReadingPause(clock)
@@ -62,8 +61,8 @@ class PendingMemory:
         """The reason why it is unknown what is pending; empty if it is known."""
         self.peers: Mapping[int, Sequence[Peer]] = {}
         """Those that requests wait for, by slot: of the last reading."""
-        self.crowded = 0
-        """The number of sockets whose peers had no room in it."""
+        self.crowded: Mapping[int, int] = {}
+        """The number of sockets whose peers had no room in it, by slot."""
 
     def read(self, link_fd: int, slots: Collection[int]) -> Mapping[int, Mapping[str, Pending]]:
         """Read by this link of an iterator; return the figures of these slots.
@@ -96,20 +95,27 @@ class PendingMemory:
     def _read(self, link_fd: int, slots: Collection[int]) -> None:
         """Read by this link of an iterator. Raises OSError."""
         began = self._clock()
-        for slot in slots:
-            self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
-        self._number = self._number % _NUMBERS + 1
-        # Without owners: of a reading that failed, the last socket may not be reported yet.
-        self._reading[: _BEGINNING.size] = _BEGINNING.pack(self._number, 0)
-        self._reading[_CROWDED : _CROWDED + U64.size] = U64.pack(0)
-        if self._peers is not None:
-            self._peers.clear()
-        libbpf.run_iterator(link_fd)
+        self._visit(link_fd, slots)
+        if self._peers is not None and self._peers.has_more_room:
+            self._visit(link_fd, slots)
         self._pause.note(began)
         # May raise: so it comes before anything of the last reading is replaced.
         turns = {} if self._peers is None else self._peers.read(slots)
         self._found = {slot: figures for slot in slots if (figures := self._figures(slot))}
         self._compare(slots, turns)
+
+    def _visit(self, link_fd: int, slots: Collection[int]) -> None:
+        """Have each socket visited once. Raises OSError."""
+        for slot in slots:
+            self._memory[slot * _DISTANCE : (slot + 1) * _DISTANCE] = _NOTHING
+        self._number = self._number % _NUMBERS + 1
+        # Without owners: of a reading that failed, the last socket may not be reported yet.
+        self._reading[: _BEGINNING.size] = _BEGINNING.pack(self._number, 0)
+        if self._peers is not None:
+            self._peers.clear(slots)
+        libbpf.run_iterator(link_fd)
+        if self._peers is not None:
+            self._peers.count()
 
     def forget(self, slots: Collection[int]) -> None:
         """Forget what was read of these slots: they are another target's from now on."""
@@ -121,7 +127,7 @@ class PendingMemory:
     def _compare(self, slots: Collection[int], turns: Mapping[int, Sequence[PeerTurns]]) -> None:
         """Add what other connections to the same peers say of the first request of one."""
         self.peers = {slot: waiting_peers(turns[slot]) for slot in slots if slot in turns}
-        (self.crowded,) = U64.unpack(self._reading[_CROWDED : _CROWDED + U64.size])
+        self.crowded = {} if self._peers is None else self._peers.crowded
         for slot in self._found.keys() & turns.keys():
             by_others = waits_by_others(turns[slot])
             self._found[slot] = joint_pending(self._found[slot], by_others) or {}
