@@ -23,6 +23,7 @@
 #include "include/common.h"
 #include "include/histogram.h"
 #include "include/targets.h"
+#include "include/notes.h"
 #include "include/rooms.h"
 #include "include/devices.h"
 #include "include/trace.h"

@@ -91,7 +91,8 @@ struct config {
 	u8 sees_departures;  /* the same of what departs */
 	u8 sees_completions; /* programs see drivers free the packets that they sent */
 	u8 sees_segments;    /* programs on cgroups see them: the tracepoint's does nothing */
-	u8 reserved[6];
+	u8 slot_bits; /* all slots in use differ in the low bits of slot + 1, so many: see notes.h */
+	u8 reserved[5];
 	/*
 	 * The number of the time slice and when it began, if programs that run for each packet are
 	 * attached for parts of the time; 0: always. What they noted in a slice before may have ended

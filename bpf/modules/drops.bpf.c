@@ -104,13 +104,13 @@ static __always_inline bool is_drop(u32 reason)
 /* What is dropped, if it is a segment that a socket has sent. */
 struct dropped {
 	u64 is_segment;
-	u64 sk;	       /* as a number */
+	u64 sender;    /* the identity of its socket, see identity_of() */
 	u64 transport; /* offset of TCP's header */
 };
 
 /* Of a packet that has a socket. What that receives is sent by its peer, as the ports say. */
-static __always_inline void find_sender(struct dropped *dropped, struct sock *sk,
-					struct sk_buff *skb)
+static __always_inline void find_sender(struct config *config, struct dropped *dropped,
+					struct sock *sk, struct sk_buff *skb)
 {
 	u64 outer = READ(skb, transport_header), inner = READ(skb, inner_transport_header);
 	u64 is_outer, is_tcp = is_equal(protocol_of(sk), PROTOCOL_TCP);
@@ -120,12 +120,13 @@ static __always_inline void find_sender(struct dropped *dropped, struct sock *sk
 	bpf_probe_read_kernel(&inner_port, sizeof(inner_port), READ(skb, head) + inner);
 	is_outer = is_equal(port, own);
 	dropped->is_segment = is_tcp & (is_outer | is_equal(inner_port, own));
-	dropped->sk = (u64)sk;
+	dropped->sender = identity_of(sk, config);
 	dropped->transport = choose(is_outer, outer, inner);
 }
 
 /* Return 1 for an ACK without data. No process waits for a bare FIN. */
-static __always_inline u64 note_dropped_segment(struct dropped *dropped, struct sk_buff *skb)
+static __always_inline u64 note_dropped_segment(struct config *config, owners_t owners,
+						struct dropped *dropped, struct sk_buff *skb)
 {
 	unsigned char *head = READ(skb, head);
 	s64 end = READ(skb, data) - head + READ(skb, len);
@@ -135,7 +136,7 @@ static __always_inline u64 note_dropped_segment(struct dropped *dropped, struct 
 		return 0;
 	bpf_probe_read_kernel(&header, sizeof(header), head + dropped->transport);
 	if (header.syn || end - (s64)dropped->transport > header.doff * 4) {
-		note_dropped(dropped->sk, bpf_ntohl(header.seq));
+		note_dropped(config, owners, dropped->sender, bpf_ntohl(header.seq));
 		return 0;
 	}
 	return !header.fin & !header.rst;
@@ -164,10 +165,11 @@ static __always_inline owners_t sender_of(struct config *config, struct sk_buff 
 {
 	u64 identity = sent_identity(skb, config);
 	struct sent *packet = get_sent(identity);
+	struct cpu_context *cpu = get_cpu_context();
 	unsigned char *head;
 	u64 outer, inner, is_outer;
 
-	if (!packet || !is_sent(packet, identity))
+	if (!cpu || !packet || !is_sent(packet, identity))
 		return 0;
 	head = READ(skb, head);
 	outer = READ(skb, transport_header);
@@ -176,7 +178,7 @@ static __always_inline owners_t sender_of(struct config *config, struct sk_buff 
 	if (!(is_outer | is_marked(packet, head + inner)))
 		return 0;
 	dropped->is_segment = is_equal(packet->mark & MARK_DATAGRAM, 0);
-	dropped->sk = packet->sk;
+	dropped->sender = packet->sk - number_of_config(cpu, config);
 	dropped->transport = choose(is_outer, outer, inner);
 	abandon(config, packet);
 	return packet->owners;
@@ -218,7 +220,7 @@ int on_kfree_skb(u64 *ctx)
 	} else {
 		if (!is_full(sk) || !protocol_of(sk))
 			return 0;
-		find_sender(&dropped, sk, skb);
+		find_sender(config, &dropped, sk, skb);
 		state = get_state(sk, config, &away);
 		owners = state ? state->owners : away.owners;
 	}
@@ -226,7 +228,8 @@ int on_kfree_skb(u64 *ctx)
 		return 0;
 	/* read again: the verifier would follow all above for each reason that was distinguished */
 	reason = *(volatile u64 *)&ctx[2];
-	drop_for(config, owners, reason, ctx[1], note_dropped_segment(&dropped, skb));
+	drop_for(config, owners, reason, ctx[1],
+		 note_dropped_segment(config, owners, &dropped, skb));
 	if (is_queue_overflow(reason))
 		count_for(config, owners, COUNTER_RECEIVE_QUEUE_OVERFLOWS);
 	if (state && !config->reads_listeners && is_listener(sk))
@@ -253,10 +256,11 @@ int on_kfree_sent(u64 *ctx)
 		owners = sender_of(config, skb, &dropped);
 	} else if (is_full(sk) && protocol_of(sk)) {
 		owners = get_owners(sk, config);
-		find_sender(&dropped, sk, skb);
+		find_sender(config, &dropped, sk, skb);
 	}
 	if (owners)
-		drop_for(config, owners, reason, ctx[1], note_dropped_segment(&dropped, skb));
+		drop_for(config, owners, reason, ctx[1],
+			 note_dropped_segment(config, owners, &dropped, skb));
 	return 0;
 }
 

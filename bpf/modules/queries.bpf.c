@@ -40,14 +40,9 @@
 #define SOCK_BINDPORT_LOCK 8 /* include/uapi/linux/net.h */
 #define PORT_OF_DNS 53
 
-/* The peers that have replied to a target, and its queries without a reply. By LRU: of most targets few. */
-struct peer_key {
-	owners_t owners;
-	u32 peer;    /* of its address and port */
-	u32 content; /* of a query; 0: of a peer */
-};
-BPF_TABLE("lru_hash", struct peer_key, u64, repliers, 4096);
-BPF_TABLE("lru_hash", struct peer_key, u64, asked, 4096);
+/* The peers that have replied to a target, and its queries without a reply: see notes.h. */
+NOTE_TABLE(repliers);
+NOTE_TABLE(asked);
 
 /* A datagram of UDP, by its headers. */
 struct datagram {
@@ -113,18 +108,69 @@ static __always_inline struct datagram parse_received(struct sk_buff *skb)
 			      head + PEEK(skb, transport_header), false);
 }
 
-/* Since when this question has had no reply, on whatever socket; `now` if it is a new one. */
-static __always_inline u64 first_asked(struct peer_key *key, u64 now)
+static __always_inline struct note_set *repliers_at(struct config *config, owners_t owners, u64 tag)
 {
-	u64 *since = asked.lookup(key), age;
+	u32 number = set_of_note(config, owners, tag);
 
-	if (since) {
-		age = now - *since;
-		if (age > REPEAT_NS && age < GIVEN_UP_NS)
-			return *since;
-	}
-	asked.update(key, &now);
+	return (struct note_set *)repliers.lookup(&number);
+}
+
+static __always_inline struct note_set *asked_at(struct config *config, owners_t owners, u64 tag)
+{
+	u32 number = set_of_note(config, owners, tag);
+
+	return (struct note_set *)asked.lookup(&number);
+}
+
+static __always_inline bool has_replied(struct config *config, owners_t owners, u32 peer)
+{
+	u64 tag = tag_of_note(owners, peer);
+	struct note_set *set = repliers_at(config, owners, tag);
+
+	return set && is_note(place_of_note(set, tag));
+}
+
+static __always_inline void note_replier(struct config *config, owners_t owners, u32 peer, u64 now)
+{
+	u64 tag = tag_of_note(owners, peer);
+	struct note_set *set = repliers_at(config, owners, tag);
+
+	if (set)
+		write_note(set, place_of_note(set, tag), tag, now);
+}
+
+static __always_inline u64 question_tag(owners_t owners, u32 peer, u32 content)
+{
+	return tag_of_note(owners, (u64)content << 32 | peer);
+}
+
+/* Since when this question has had no reply, on whatever socket; `now` if it is a new one. */
+static __always_inline u64 first_asked(struct config *config, owners_t owners, u32 peer,
+				       u32 content, u64 now)
+{
+	u64 tag = question_tag(owners, peer, content), place, since, age;
+	struct note_set *set = asked_at(config, owners, tag);
+
+	if (!set)
+		return now;
+	place = place_of_note(set, tag);
+	since = value_of_note(set, place);
+	age = now - since;
+	if (since && age > REPEAT_NS && age < GIVEN_UP_NS)
+		return since;
+	write_note(set, place, tag, now);
 	return now;
+}
+
+/* It has a reply, or waits for none from this peer. */
+static __always_inline void forget_asked(struct config *config, owners_t owners, u32 peer,
+					 u32 content)
+{
+	u64 tag = question_tag(owners, peer, content);
+	struct note_set *set = asked_at(config, owners, tag);
+
+	if (set)
+		erase_note(set, place_of_note(set, tag));
 }
 
 /*
@@ -177,11 +223,8 @@ static __always_inline bool is_stream(struct socket_queue *queue)
 
 #ifdef MODULE_TCP
 
-/*
- * The questions that a target has read, by its owners and their label: when that was. By LRU, since
- * nothing reports that one will have no answer.
- */
-BPF_TABLE("lru_hash", u64, u64, questions, 2048);
+/* The questions that a target has read, by their label: when that was. See notes.h. */
+NOTE_TABLE(questions);
 #define NO_QUESTION 1 /* instead of a time: it was answered, or has no id */
 
 /* Of its peer and id; never 0. */
@@ -190,37 +233,49 @@ static __always_inline u32 label_of(struct datagram *datagram)
 	return mix(datagram->peer, datagram->id) >> 32 | 1;
 }
 
-static __always_inline u64 question_key(owners_t owners, u32 label)
+static __always_inline struct note_set *questions_at(struct config *config, owners_t owners,
+						     u64 tag)
 {
-	return mix(owners, label);
+	u32 number = set_of_note(config, owners, tag);
+
+	return (struct note_set *)questions.lookup(&number);
 }
 
 /* A server reads a datagram with this label. */
-static __always_inline void begin_question(owners_t owners, u32 label, u64 now)
+static __always_inline void begin_question(struct config *config, owners_t owners, u32 label,
+					   u64 now)
 {
-	u64 key = question_key(owners, label), *known = questions.lookup(&key), since = now, age;
+	u64 tag = tag_of_note(owners, label), place, known, since = now, age;
+	struct note_set *set = questions_at(config, owners, tag);
 
+	if (!set)
+		return;
+	place = place_of_note(set, tag);
+	known = value_of_note(set, place);
+	age = now - known;
 	if (known) {
-		age = now - *known;
-		if (*known == NO_QUESTION || age < REPEAT_NS)
+		if (known == NO_QUESTION || age < REPEAT_NS)
 			since = NO_QUESTION;
 		else if (age < GIVEN_UP_NS)
-			since = *known;
+			since = known;
 	}
-	questions.update(&key, &since);
+	write_note(set, place, tag, since);
 }
 
 /* A server sends a datagram. */
 static __always_inline void end_question(struct config *config, struct socket_state *state,
 					 struct datagram *datagram, u64 now)
 {
-	u64 key = question_key(state->owners, label_of(datagram));
-	u64 *known = questions.lookup(&key), since;
+	u64 tag = tag_of_note(state->owners, label_of(datagram)), place, since;
+	struct note_set *set = questions_at(config, state->owners, tag);
 
-	if (!known)
+	if (!set)
 		return;
-	since = *known;
-	*known = NO_QUESTION;
+	place = place_of_note(set, tag);
+	since = value_of_note(set, place);
+	if (!since)
+		return;
+	set->values[index_of_note(place)] = NO_QUESTION;
 	if (since != NO_QUESTION)
 		record_for(config, state->owners, STAGE_APP_RESPONSE, now - since);
 }
@@ -284,7 +339,6 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	u64 now = bpf_ktime_get_ns();
 	volatile struct query *query, *last;
 	struct datagram datagram;
-	struct peer_key key = {};
 	u64 free = 0, same = 0, asked_before, asked_ns, is_twin;
 	u64 is_counted, is_new, is_ended;
 	bool is_known;
@@ -320,9 +374,8 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 		repeat_query(config, state, query, now);
 		return;
 	}
-	key.owners = state->owners;
-	key.peer = datagram.peer;
-	is_known = datagram.peer_port == bpf_htons(PORT_OF_DNS) || repliers.lookup(&key);
+	is_known = datagram.peer_port == bpf_htons(PORT_OF_DNS) ||
+		   has_replied(config, state->owners, datagram.peer);
 	if (!is_known)
 		note_unanswered(queue);
 	if (!free) {
@@ -333,7 +386,6 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query = query_at(queue, free);
 	if (query->asked_ns && query->slice == (u16)config->slice && query->is_known)
 		unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, 1);
-	key.content = content;
 	/* the last query, to another server */
 	last = query_at(queue, queue->dialogue.last_place);
 	is_twin = is_asked(config, last, now) & is_equal(last->id, datagram.id) &
@@ -342,11 +394,8 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	last->is_counted &= is_ended - 1;
 	last->is_twin |= is_twin;
 	queue->dialogue.last_place = free;
-	if (is_twin) { /* whoever asks again may not have waited for that server */
-		key.peer = last->peer;
-		asked.delete(&key);
-		key.peer = datagram.peer;
-	}
+	if (is_twin) /* whoever asks again may not have waited for that server */
+		forget_asked(config, state->owners, last->peer, content);
 	query->asked_ns = 0;
 	query->peer = datagram.peer;
 	query->content = content;
@@ -357,7 +406,9 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->is_twin = is_twin;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
-	asked_ns = is_known && !is_twin ? first_asked(&key, now) : now;
+	asked_ns = now;
+	if (is_known && !is_twin)
+		asked_ns = first_asked(config, state->owners, datagram.peer, content, now);
 	is_counted = query->is_dns & (is_twin ^ 1) & are_counted(config);
 	is_new = is_counted & is_equal(asked_ns, now); /* else it is sent again */
 	query->is_counted = is_counted;
@@ -372,14 +423,11 @@ static __always_inline void end_query(struct config *config, struct socket_state
 				      struct socket_queue *queue, volatile struct query *query,
 				      u64 asked_ns, u64 now)
 {
-	struct peer_key key = { .owners = state->owners, .peer = query->peer };
 	volatile struct query *counted;
-	u32 i, ended = 0;
+	u32 i, ended = 0, peer = query->peer;
 
-	if (!repliers.lookup(&key))
-		repliers.update(&key, &now);
-	key.content = query->content;
-	asked.delete(&key);
+	note_replier(config, state->owners, peer, now);
+	forget_asked(config, state->owners, peer, query->content);
 	query->asked_ns = 0;
 	/* A name server is there. The replies to others may come unseen: see note_reply(). */
 #pragma unroll
@@ -533,11 +581,12 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 #endif
 
 /* A server's socket gives a datagram to the application. */
-static __always_inline void note_question(owners_t owners, struct segment *segment, u64 now)
+static __always_inline void note_question(struct config *config, owners_t owners,
+					  struct segment *segment, u64 now)
 {
 #if defined(WITH_QUERIES) && defined(MODULE_TCP)
 	if (segment->end_seq)
-		begin_question(owners, segment->end_seq, now);
+		begin_question(config, owners, segment->end_seq, now);
 	segment->end_seq = 0;
 #endif
 }

@@ -30,42 +30,52 @@ static __always_inline struct recovery *get_recovery(struct sock *sk)
 /*
  * How often this node dropped a segment with data, or a SYN, until it is sent again: by the socket that sent
  * it, and by its first byte. Its next transmission begins with that, too: what was acknowledged by then is
- * cut off, also by SACK. By LRU: what it lost is a recovery of an unknown cause.
+ * cut off, also by SACK. See notes.h: the recovery of a note that was lost has no known cause.
  */
-struct dropped_segment {
-	u64 sk;
-	u64 seq;
-};
-BPF_TABLE("lru_hash", struct dropped_segment, u64, dropped_segments, 1024);
+NOTE_TABLE(dropped_segments);
 #define MOST_DROPPED_PIECES 8 /* of one retransmission */
 
-static __always_inline void note_dropped(u64 sk, u32 seq)
+static __always_inline struct note_set *dropped_at(struct config *config, owners_t owners, u64 tag)
 {
-	struct dropped_segment segment = { .sk = sk, .seq = seq };
-	u64 *drops = dropped_segments.lookup(&segment), one = 1;
+	u32 number = set_of_note(config, owners, tag);
 
-	if (drops)
-		__sync_fetch_and_add(drops, 1);
-	else
-		dropped_segments.update(&segment, &one);
+	return (struct note_set *)dropped_segments.lookup(&number);
+}
+
+/* `sender`: the identity of the socket that sent it, see identity_of(). */
+static __always_inline void note_dropped(struct config *config, owners_t owners, u64 sender,
+					 u32 seq)
+{
+	u64 tag = tag_of_note(sender, seq), place;
+	struct note_set *set = dropped_at(config, owners, tag);
+
+	if (!set)
+		return;
+	place = place_of_note(set, tag);
+	write_note(set, place, tag, value_of_note(set, place) + 1);
 }
 
 /*
  * How often this node dropped a segment that was sent again. What is dropped at once, as by a veth device's
  * other end, is noted before its transmission is: that drop counts with those before it.
  */
-static __always_inline u64 take_drops(struct sock *sk, u32 seq)
+static __always_inline u64 take_drops(struct config *config, owners_t owners, struct sock *sk,
+				      u32 seq)
 {
-	struct dropped_segment segment = { .sk = (u64)sk, .seq = seq };
-	u64 *drops = dropped_segments.lookup(&segment), count = drops ? *drops : 0;
+	u64 tag = tag_of_note(identity_of(sk, config), seq), place, drops;
+	struct note_set *set = dropped_at(config, owners, tag);
 
-	if (drops)
-		dropped_segments.delete(&segment);
-	return count;
+	if (!set)
+		return 0;
+	place = place_of_note(set, tag);
+	drops = value_of_note(set, place);
+	erase_note(set, place);
+	return drops;
 }
 
 /* The same of all that begins in a retransmission: GSO in software may have cut it before it was dropped. */
-static __always_inline u64 take_all_drops(struct sock *sk, struct tcp_sock *tp, u32 seq, u32 end)
+static __always_inline u64 take_all_drops(struct config *config, owners_t owners, struct sock *sk,
+					  struct tcp_sock *tp, u32 seq, u32 end)
 {
 	u32 mss = READ(tp, mss_cache), at = seq;
 	u64 drops = 0;
@@ -74,18 +84,20 @@ static __always_inline u64 take_all_drops(struct sock *sk, struct tcp_sock *tp, 
 #pragma unroll
 	for (i = 0; i < MOST_DROPPED_PIECES; i++, at += mss)
 		if (is_after(end, at))
-			drops += take_drops(sk, at);
+			drops += take_drops(config, owners, sk, at);
 	return drops;
 }
 
 #else
 
-static __always_inline u64 take_drops(struct sock *sk, u32 seq)
+static __always_inline u64 take_drops(struct config *config, owners_t owners, struct sock *sk,
+				      u32 seq)
 {
 	return 0;
 }
 
-static __always_inline u64 take_all_drops(struct sock *sk, struct tcp_sock *tp, u32 seq, u32 end)
+static __always_inline u64 take_all_drops(struct config *config, owners_t owners, struct sock *sk,
+					  struct tcp_sock *tp, u32 seq, u32 end)
 {
 	return 0;
 }
@@ -234,7 +246,7 @@ static __always_inline void note_duplicates(struct config *config, struct socket
 static __always_inline void note_repeated_syn(struct config *config, struct socket_state *state,
 					      struct sock *sk, struct tcp_sock *tp, u64 ns)
 {
-	u64 drops = take_drops(sk, READ(tp, snd_una) - 1);
+	u64 drops = take_drops(config, state->owners, sk, READ(tp, snd_una) - 1);
 
 	if (drops)
 		add_both_for(config, state->owners, COUNTER_DROPPED_AND_RESENT, drops,
@@ -252,7 +264,7 @@ static __always_inline void note_repetition(struct config *config, struct socket
 
 	if (!READ(skb, len))
 		return;
-	drops = take_all_drops(sk, tp, READ(cb, seq), repeated);
+	drops = take_all_drops(config, state->owners, sk, tp, READ(cb, seq), repeated);
 	if (state->recovering == IN_RECOVERY && is_after(recovery->end_seq, READ(tp, snd_una))) {
 		recovery->drops += drops;
 		if (is_after(repeated, recovery->end_seq) && !is_after(repeated, end))
@@ -318,13 +330,20 @@ static __always_inline void close_recovery(struct config *config, struct sock *s
 /*
  * Passive opens whose SYN-ACK was sent again, from tcp_rtx_synack(), net/ipv4/tcp_output.c, until the
  * connection stands: by the number of the SYN-ACK and the ports, the time when it was sent first. Most
- * never stand, so the table is small and by LRU; what it lost is unmatched.
+ * never stand, so these are notes; a handshake whose note was lost is unmatched. They are in parts by their
+ * network namespace, since whose they are is not known yet: of 16 each, for those of one round trip.
  */
-BPF_TABLE("lru_hash", u64, u64, repeated_handshakes, 1024);
+#define HANDSHAKE_PART_BITS 8 /* namespaces whose numbers have equal low bits share a part */
+#define HANDSHAKE_SET_BITS 2
+BPF_ARRAY(repeated_handshakes, struct note_set_bytes,
+	  1 << (HANDSHAKE_PART_BITS + HANDSHAKE_SET_BITS));
 
-static __always_inline u64 handshake_key(u32 seq, u32 port_pair)
+static __always_inline struct note_set *handshakes_at(struct sock *sk, u64 tag)
 {
-	return (u64)seq << 32 | port_pair;
+	u32 part = netns_of_socket(sk) & ((1 << HANDSHAKE_PART_BITS) - 1);
+	u32 number = part << HANDSHAKE_SET_BITS | tag >> (63 - HANDSHAKE_SET_BITS);
+
+	return (struct note_set *)repeated_handshakes.lookup(&number);
 }
 
 int on_tcp_retransmit_synack(u64 *ctx)
@@ -333,17 +352,20 @@ int on_tcp_retransmit_synack(u64 *ctx)
 	struct tcp_request_sock *request = (struct tcp_request_sock *)ctx[1];
 	struct config *config = get_config();
 	struct netns_entry *netns;
-	u64 key, sent_ns;
+	struct note_set *set;
+	u64 tag, sent_ns;
 
 	if (!config)
 		return 0;
 	netns = find_netns(config, netns_of_socket(sk));
 	if (!netns || !(netns->flags & NETNS_WATCHED))
 		return 0;
-	key = handshake_key(PEEK(request, snt_isn) + 1,
-			    PEEK(request, req.req.__req_common.skc_portpair));
+	tag = tag_of_note(PEEK(request, snt_isn) + 1,
+			  PEEK(request, req.req.__req_common.skc_portpair));
 	sent_ns = PEEK(request, snt_synack) * 1000; /* microseconds of CLOCK_MONOTONIC */
-	repeated_handshakes.update(&key, &sent_ns);
+	set = handshakes_at(sk, tag);
+	if (set)
+		write_note(set, place_of_note(set, tag), tag, sent_ns);
 	return 0;
 }
 
@@ -351,13 +373,18 @@ int on_tcp_retransmit_synack(u64 *ctx)
 static __always_inline void end_repeated_handshake(struct sock *sk, struct socket_state *state,
 						   struct tcp_sock *tp)
 {
-	u64 key = handshake_key(READ(tp, snd_una), READ(sk, __sk_common.skc_portpair));
-	u64 *sent_ns = repeated_handshakes.lookup(&key);
+	u64 tag = tag_of_note(READ(tp, snd_una), READ(sk, __sk_common.skc_portpair)), place,
+	    sent_ns;
+	struct note_set *set = handshakes_at(sk, tag);
 	struct recovery *recovery = get_recovery(sk);
 
+	if (!set)
+		return;
+	place = place_of_note(set, tag);
+	sent_ns = value_of_note(set, place);
+	erase_note(set, place);
 	if (recovery) {
-		recovery->begin_ns = sent_ns ? at_least_0(state->established_ns - *sent_ns) : 0;
+		recovery->begin_ns = sent_ns ? at_least_0(state->established_ns - sent_ns) : 0;
 		state->recovering = REPEATED_HANDSHAKE;
 	}
-	repeated_handshakes.delete(&key);
 }

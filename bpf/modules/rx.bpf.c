@@ -131,11 +131,6 @@ struct ipv6_packet {
 #define CONTENT_IS_PIECE 8 /* a fragment: its socket gets another packet, and the last one's skb */
 #define CONTENT_BITS 15ULL
 
-static __always_inline u64 mix(u64 content, u64 value)
-{
-	return (content ^ value) * 0x9e3779b97f4a7c15ULL;
-}
-
 /* Both numbers as they are on the wire. */
 static __always_inline u64 segment_content(u32 seq, u32 ack_seq)
 {
@@ -1299,7 +1294,8 @@ static __always_inline u32 remaining_datagrams(struct sock *sk)
 	return READ(sk, sk_receive_queue.qlen) + in_reader_queue;
 }
 
-static __always_inline void note_question(owners_t owners, struct segment *segment, u64 now);
+static __always_inline void note_question(struct config *config, owners_t owners,
+					  struct segment *segment, u64 now);
 
 static __always_inline void read_datagram(struct config *config, struct sock *sk,
 					  struct socket_state *state, u32 remaining)
@@ -1330,7 +1326,7 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	}
 	segment = segment_at(queue, ring, position);
 	if (segment->seq == position)
-		note_question(owners, segment, now);
+		note_question(config, owners, segment, now);
 	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET);
 	} else if (segment->queued_ns == PLACE_PIECES) {

@@ -165,3 +165,11 @@ def test_a_change_of_targets_has_the_next_number_and_changes_nothing_else(descri
     memory.bump_generation()
     assert memory.settings == ProgramSettings(epoch=1, generation=8, sample_mask=15)
     assert struct.unpack("=III", os.pread(descriptor, 12, 0)) == (1, 8, 15)
+
+
+def test_parts_of_notes_are_as_many_as_there_were_slots_at_once(descriptor: int) -> None:
+    memory = ConfigMemory(descriptor)
+    at = CONFIG.offset("slot_bits")
+    for slots, bits in (((), 0), ((0,), 1), ((0, 1), 2), ((2,), 2), ((255, 3), 9), ((1,), 9)):
+        memory.reach(slots)
+        assert os.pread(descriptor, 1, at)[0] == bits

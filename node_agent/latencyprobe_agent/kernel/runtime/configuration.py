@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class ProgramSettings:
     iterator counts what listeners turned away, and events need not. `sees_completions`: programs
     see drivers free the packets that they sent. `sees_arrivals`, `sees_departures` and
     `sees_segments`: programs on devices and cgroups see these, and the tracepoints' do nothing.
+    `slot_bits`: the numbers of all slots so far are below 2**slot_bits - 1.
     """
 
     epoch: int = 0
@@ -86,6 +87,7 @@ class ProgramSettings:
     sees_departures: bool = False
     sees_completions: bool = False
     sees_segments: bool = False
+    slot_bits: int = 0
     time_slice: TimeSlice = TimeSlice()
 
 
@@ -114,6 +116,7 @@ class ConfigMemory:
             settings.sees_departures and runs,
             settings.sees_completions and runs,
             settings.sees_segments and runs,
+            settings.slot_bits,
             b"",
             time_slice.number,
             time_slice.began_ns,
@@ -122,6 +125,12 @@ class ConfigMemory:
     def sample(self, shift: int) -> None:
         """Have programs measure one packet in 2**shift."""
         self.configure(replace(self.settings, sample_mask=(1 << shift) - 1))
+
+    def reach(self, slots: Collection[int]) -> None:
+        """Have tables of notes with a part for each of these slots: bpf/include/notes.h."""
+        bits = max((slot + 1).bit_length() for slot in (*slots, -1))
+        if bits > self.settings.slot_bits:
+            self.configure(replace(self.settings, slot_bits=bits))
 
     def bump_generation(self) -> None:
         """Have every socket look up its slots again."""

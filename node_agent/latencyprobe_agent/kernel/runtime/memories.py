@@ -108,6 +108,7 @@ class Memories:
 
         `new`: those that have another target from now on.
         """
+        self.configuration.reach(slots)
         if self.pending is not None:
             self.pending.forget(new)
         for table in (self.cgroup_waits, self.drop_places):
