@@ -96,15 +96,19 @@ struct dialogue {
 	u32 last_peer;	/* who sent the last datagram; 0: a reader was faster */
 };
 
-/* How regularly a server speaks, and how regularly after a request: see note_pace(). */
+/* How regularly a server speaks, and how regularly after a request: see note_pace(). Times are packed. */
 struct pace {
-	u32 interval;	 /* the mean one from its last bytes to its next answer */
-	u32 wait;	 /* the mean one from a request to its answer; both scaled */
-	u32 piece;	 /* when its last bytes were sent, or came; 0: not known */
-	u16 reference;	 /* one of the last waits, see pack_wait() */
-	u8 votes;	 /* for its own pace, less those against it */
-	u8 turns : 3;	 /* since that wait */
-	u8 is_twice : 1; /* it spoke again without a request, at about that interval */
+	u16 interval;  /* the last one from its last bytes to its next answer */
+	u16 wait;      /* the last one from a request to its answer */
+	u16 reference; /* one of the waits before */
+	s16 interval_change;
+	u32 piece; /* when its last bytes were sent, or came; 0: not known */
+	s16 wait_change;
+	u16 votes : 5;	      /* for its own pace, less those against it */
+	u16 is_twice : 1;     /* it spoke again without a request, at about that interval */
+	u16 is_whole : 1;     /* its last answer has not gone on after a pause */
+	u16 server_votes : 4; /* that it has a clock of its own; the client */
+	u16 client_votes : 4;
 };
 
 /* The side that sent last, and when: see turns.bpf.c. */
@@ -124,8 +128,7 @@ struct turns {
 	u16 past;	   /* the answers so far, and the slowest of them: see note_answer() */
 	union {
 		struct pace pace;
-		struct
-		{ /* of a listener, when it was last read: beside all but the means of `pace` */
+		struct { /* of a listener, when it was last read: beside `pace.piece` */
 			u32 listener_drops;
 			u32 netns_overflows;
 		};

@@ -48,64 +48,89 @@ static __always_inline void begin_turns(struct turns *turns, struct tcp_sock *tp
 }
 
 /*
- * Two streams that cross resemble requests and answers wherever their pieces alternate. So each answer
- * is predicted twice: from the server's last bytes, as the next piece of a stream, and from the request.
- * Where the first is at least twice as exact in most turns, the server may keep its own pace. A client
- * that asks as soon as it has its answer never makes that so: both are equally exact then. A service
- * that answers by a clock, or ever later, does. So the server has to be heard at that pace without a
- * request, too: streams overtake each other. The second part of an answer comes sooner, or later.
+ * Two streams that cross resemble requests and answers wherever their pieces alternate. Each turn votes for
+ * or against two signs of them.
  *
- * A wait is predicted by the mean and by one of up to 8 turns ago, and the better one counts: a service
- * that is slow at once surprises both for a few turns only.
+ * *Different paces.* Each answer is predicted twice: from the server's last bytes, as the next piece of a
+ * stream, and from the request. Where the first is at least twice as exact in most turns, the server may
+ * keep its own pace. A client that asks as soon as it has its answer never makes that so: both are equally
+ * exact then. A service that answers by a clock, or ever later, does. So the server has to be heard at that
+ * pace without a request, too: streams overtake each other. The second part of an answer comes sooner, or
+ * later. An interval is predicted by the last two, and a wait by one of some turns ago.
+ *
+ * *Two clocks of one pace.* These streams may never overtake each other. But who waits for the other side is
+ * late when that one is. So the time between two answers changes as that between their requests does, but
+ * for what the server adds. If the server has a clock of its own, the change is larger without that of the
+ * requests. The same holds for a client and the answers before. One clock alone is no sign: clients ask by
+ * one, and services answer by one.
  */
 #define PACE_UNIT_SHIFT 10	     /* 1.024 us; 32 bits of them are 73 minutes */
 #define SHORTEST_INTERVAL (1U << 10) /* 1 ms: what comes more often costs no wait worth a name */
-#define LONGEST_INTERVAL (1U << 27)  /* 137 s */
-#define PACE_MEAN_SHIFT 4	     /* a new one is a sixteenth of the mean */
+#define LONGEST_INTERVAL (1U << 26)  /* 68 s */
+#define REFERENCE_MASK 7	     /* of a time: one in eight waits is remembered */
 #define VOTES_OF_A_PACE 12
 #define MOST_VOTES 24
+#define MOST_CLOCK_VOTES 15
+#define VOTES_OF_TWO_CLOCKS 8
 
 static __always_inline u32 in_units(u64 ns)
 {
 	return ns >> PACE_UNIT_SHIFT;
 }
 
-static __always_inline u32 apart(u32 left, u32 right)
+/* Without a branch, and so is what follows, as is_above() and for the same reason. */
+static __always_inline u32 apart(s64 left, s64 right)
 {
-	return left > right ? left - right : right - left;
+	s64 difference = left - right, sign = is_below_0(difference);
+
+	return (difference ^ -sign) + sign;
+}
+
+static __always_inline u32 lesser(u32 one, u32 other)
+{
+	return other + ((one - (s64)other) & -is_below_0(one - (s64)other));
 }
 
 /*
- * A single long halt counts as about twice the mean, so that it is outweighed soon. After much shorter
- * times the mean begins again: it was that of an idle connection.
+ * A time as its leading bits, 13 of them, and their exponent, in 16 bits: to 1 us, from 8.4 ms on to 2 us.
  */
-#define MUCH_SHORTER_SHIFT 3
+#define TIME_BITS 12
 
-static __always_inline u32 moved(u32 mean, u32 value)
+static __always_inline u16 pack_time(u64 time)
 {
-	u32 most = (mean >> (PACE_MEAN_SHIFT - 1)) + SHORTEST_INTERVAL;
+	u32 exponent = log2_of(time >> TIME_BITS);
 
-	if (value < mean >> (PACE_MEAN_SHIFT + MUCH_SHORTER_SHIFT))
-		return value << PACE_MEAN_SHIFT;
-	value = value > most ? most : value;
-	return mean + value - (mean >> PACE_MEAN_SHIFT);
+	return (exponent << TIME_BITS) + (time >> exponent);
 }
 
-/* In 15 bits: to 66 us, or from 2.1 s on to 4.2 ms. */
-#define FINE_SHIFT 6
-#define COARSE_SHIFT 12
-#define IS_COARSE 0x8000U
-
-static __always_inline u16 pack_wait(u32 wait)
+static __always_inline u32 exponent_of(u16 packed)
 {
-	return wait >> FINE_SHIFT < IS_COARSE ? wait >> FINE_SHIFT :
-						wait >> COARSE_SHIFT | IS_COARSE;
+	u32 exponent = packed >> TIME_BITS;
+
+	return exponent - is_below_0(-(u64)exponent);
 }
 
-static __always_inline u32 unpack_wait(u16 packed)
+static __always_inline u32 unpack_time(u16 packed)
 {
-	return packed & IS_COARSE ? (u32)(packed & (IS_COARSE - 1)) << COARSE_SHIFT :
-				    (u32)packed << FINE_SHIFT;
+	u32 exponent = exponent_of(packed);
+
+	return (packed - (exponent << TIME_BITS)) << exponent;
+}
+
+/* A change of an interval, or of a wait in it, in units of the interval's exponent. */
+#define LARGEST_CHANGE 0x7fff
+
+static __always_inline s16 pack_change(s64 change, u16 interval)
+{
+	u32 size = lesser(apart(change, 0) >> exponent_of(interval), LARGEST_CHANGE);
+	u32 sign = is_below_0(change);
+
+	return (size ^ -sign) + sign;
+}
+
+static __always_inline s64 unpack_change(s16 change, u16 interval)
+{
+	return (s64)change << exponent_of(interval);
 }
 
 static __always_inline void vote_against(struct pace *pace)
@@ -116,41 +141,78 @@ static __always_inline void vote_against(struct pace *pace)
 		pace->is_twice = 0;
 }
 
+/* One more if `own` is at least twice as exact as `other`, one less if it is the reverse. */
+static __always_inline u32 voted(u32 votes, u32 own, u32 other)
+{
+	u32 more = is_below_0(2 * (u64)own - other) & is_below_0((u64)votes - MOST_CLOCK_VOTES);
+	u32 less = is_below_0(2 * (u64)other - own) & is_below_0(-(u64)votes);
+
+	return votes + more - less;
+}
+
+/*
+ * The changes since the turn before. Without that of the time between requests, `of_requests`, `of_waits` is
+ * left of the interval's. A server that is always busy is late by its answers: an earlier one shows as much.
+ */
+static __always_inline void note_clocks(struct pace *pace, s64 interval_change, s64 wait_change,
+					u32 by_request)
+{
+	s64 of_last = unpack_change(pace->interval_change, pace->interval);
+	s64 of_waits = wait_change - unpack_change(pace->wait_change, pace->interval);
+	s64 of_requests = interval_change - of_waits;
+
+	pace->server_votes = voted(pace->server_votes, apart(interval_change, 0),
+				   lesser(apart(of_waits, 0), by_request));
+	pace->client_votes = voted(pace->client_votes, apart(of_requests, 0),
+				   apart(of_requests - of_last, 0));
+}
+
 /* An answer begins now, `wait_ns` after its request. */
 static __always_inline void note_pace(struct pace *pace, u64 wait_ns, u64 now)
 {
 	u32 interval = in_units(now) - pace->piece, wait = in_units(wait_ns), by_request;
+	u16 packed_interval, packed_wait;
+	s64 interval_change, wait_change, from_two;
 
 	if (!pace->piece)
 		return;
 	if (interval < SHORTEST_INTERVAL || interval >= LONGEST_INTERVAL ||
 	    wait_ns >> PACE_UNIT_SHIFT >= LONGEST_INTERVAL) {
 		vote_against(pace);
+		pace->server_votes -= is_below_0(-(u64)pace->server_votes);
 		return;
 	}
-	if (!pace->interval) {
-		pace->interval = interval << PACE_MEAN_SHIFT;
-		pace->wait = wait << PACE_MEAN_SHIFT;
-		pace->reference = pack_wait(wait);
-		return;
+	/* what was packed is compared with what was packed */
+	packed_interval = pack_time(interval);
+	packed_wait = pack_time(wait);
+	interval_change = (s64)unpack_time(packed_interval) - unpack_time(pace->interval);
+	wait_change = (s64)unpack_time(packed_wait) - unpack_time(pace->wait);
+	by_request = apart(wait, unpack_time(pace->reference));
+	if (pace->interval) {
+		/* twice the distance from the mean of the last two */
+		from_two = 2 * interval_change +
+			   unpack_change(pace->interval_change, pace->interval);
+		if (apart(from_two, 0) < by_request)
+			pace->votes += pace->votes < MOST_VOTES;
+		else
+			vote_against(pace);
+		if (pace->is_whole)
+			note_clocks(pace, interval_change, wait_change, by_request);
 	}
-	by_request = apart(wait, pace->wait >> PACE_MEAN_SHIFT);
-	if (apart(wait, unpack_wait(pace->reference)) < by_request)
-		by_request = apart(wait, unpack_wait(pace->reference));
-	if (apart(interval, pace->interval >> PACE_MEAN_SHIFT) * 2 < by_request)
-		pace->votes += pace->votes < MOST_VOTES;
-	else
-		vote_against(pace);
-	pace->interval = moved(pace->interval, interval);
-	pace->wait = moved(pace->wait, wait);
-	pace->turns++;
-	if (!pace->turns)
-		pace->reference = pack_wait(wait);
+	pace->interval = packed_interval;
+	pace->wait = packed_wait;
+	pace->interval_change = pack_change(interval_change, packed_interval);
+	pace->wait_change = pack_change(wait_change, packed_interval);
+	if (!pace->reference || !(pace->piece & REFERENCE_MASK))
+		pace->reference = packed_wait;
 }
 
+/* Neither side waits for the other one. */
 static __always_inline bool keeps_own_pace(struct pace *pace)
 {
-	return pace->is_twice && pace->votes >= VOTES_OF_A_PACE;
+	return (pace->is_twice && pace->votes >= VOTES_OF_A_PACE) ||
+	       (pace->server_votes >= VOTES_OF_TWO_CLOCKS &&
+		pace->client_votes >= VOTES_OF_TWO_CLOCKS);
 }
 
 static __always_inline bool is_multiplex(struct turns *turns)
@@ -223,17 +285,21 @@ static __always_inline void end_turn(struct config *config, struct socket_state 
 }
 
 /*
- * The server speaks. If that is unasked, and after about the mean interval, a stream may. (Two CPUs may be
+ * The server speaks. If that is unasked, and after about the last interval, a stream may. (Two CPUs may be
  * here with their times in another order.)
  */
 static __always_inline void note_speech(struct pace *pace, bool is_unasked, u64 now)
 {
 	u32 piece = in_units(now), quiet = piece - pace->piece;
-	u32 interval = pace->interval >> PACE_MEAN_SHIFT;
+	u32 interval = unpack_time(pace->interval);
 
-	if (is_unasked && pace->piece && quiet >= SHORTEST_INTERVAL && quiet > interval / 2 &&
-	    quiet < interval * 2)
-		pace->is_twice = 1;
+	if (!is_unasked) {
+		pace->is_whole = 1;
+	} else if (quiet >= SHORTEST_INTERVAL) {
+		pace->is_whole = 0;
+		if (pace->piece && quiet > interval / 2 && quiet < interval * 2)
+			pace->is_twice = 1;
+	}
 	pace->piece = piece ? piece : 1;
 }
 

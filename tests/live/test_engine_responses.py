@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import socket
 import threading
 import time
@@ -40,6 +41,7 @@ Pair = tuple[Pod, Pod]
 MS = 1_000_000
 REQUEST, REPLY = b"q" * 64, b"r" * 128
 PERCENTILES = (50, 99)
+MOST_ROUNDS = 10
 
 pytestmark = pytest.mark.shared_programs
 
@@ -312,6 +314,66 @@ async def test_answers_to_a_client_of_its_own_pace_are_measured_though_they_slow
                 delay(5)
     measured = engine.read()
     assert app(measured[SERVER]) == peer(measured[CLIENT]) == (turns, 0)
+
+
+def late_clock(seed: int, beats: int) -> Iterator[float]:
+    """By how many milliseconds each beat is late: mostly by as many as the one before."""
+    chance, late = random.Random(seed), 0.0
+    for _ in range(beats):
+        if chance.random() < 0.25:
+            late = min(2.0, max(-2.0, late + chance.uniform(-1.5, 1.5)))
+        yield late
+
+
+def take_turns(both: Connection, turns: int, *, waits: bool) -> None:
+    """Pieces of the client and of the server, each by a late clock, in turns.
+
+    `waits`: the server's lateness is that of its answer to the piece before, and else of its clock.
+    """
+    began = time.monotonic()
+
+    def until(milliseconds: float) -> None:
+        delay(max(0.0, (began - time.monotonic()) * 1e3 + milliseconds))
+
+    clocks = zip(late_clock(9, turns), late_clock(3, turns), strict=True)
+    for beat_ms, (client_ms, server_ms) in zip(itertools.count(0, 10), clocks, strict=False):
+        until(beat_ms + client_ms)
+        both.client.sendall(REQUEST)
+        read_all(both.server, len(REQUEST))
+        asked_ms = (time.monotonic() - began) * 1e3 if waits else beat_ms
+        until(asked_ms + 5 + server_ms)
+        both.server.sendall(REPLY)
+        read_all(both.client, len(REPLY))
+
+
+async def test_two_streams_of_one_pace_are_no_requests(start_engine: Start, pair: Pair) -> None:
+    """They never overtake each other: each piece has one of the other side after it."""
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    turns = 120
+    with open_between(client, server) as both:
+        for _ in range(MOST_ROUNDS):  # a busy machine makes both sides late at once
+            take_turns(both, turns, waits=False)
+            measured = engine.read()
+            counted = (app(measured[SERVER]), peer(measured[CLIENT]))
+            assert {samples + unmatched for samples, unmatched in counted} == {turns}
+            if all(samples < turns / 2 for samples, _ in counted):
+                return
+    pytest.fail("they are taken for requests")
+
+
+async def test_answers_to_a_client_with_a_clock_are_measured_though_both_are_late(
+    start_engine: Start, pair: Pair
+) -> None:
+    client, server = pair
+    engine = await watch(start_engine, client, server)
+    turns = 200
+    with open_between(client, server) as both:
+        take_turns(both, turns, waits=True)
+    measured = engine.read()
+    for samples, unmatched in (app(measured[SERVER]), peer(measured[CLIENT])):
+        assert samples + unmatched == turns
+        assert samples > turns * 0.9
 
 
 async def test_pipelined_requests_are_never_paired_wrongly(start_engine: Start, pair: Pair) -> None:
