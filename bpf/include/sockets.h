@@ -22,7 +22,7 @@
 struct segment {
 	u64 queued_ns;	/* when it reached the socket */
 	u32 seq;	/* of a datagram: its position in the queue */
-	u32 end_seq;	/* of a datagram: see label_of(); 0: none */
+	u32 end_seq;	/* of a datagram: see label_of() and SPARE; 0: none */
 	u32 softirq_ns; /* durations of the stages before; ABSENT where there was none */
 	u32 host_ns;
 	u32 stack_ns;
@@ -83,17 +83,24 @@ struct query {
 	u8 is_dns : 1;
 	u8 is_repeated : 1; /* this socket has sent it again */
 	u8 is_twin : 1;	    /* several servers were asked at once */
+	u8 spares : 2;	    /* replies after the first one */
 	u8 is_counted;	    /* and has not ended */
 };
 
 /* Of a UDP socket, which has no hand-offs. */
 struct dialogue {
 	u8 role : 2;
-	u8 has_ids : 1; /* a reply had the first bytes of its query */
-	u8 last_place;	/* of the last query, plus 1 */
-	u8 unanswered;	/* datagrams since the last reply, to peers that are not known to reply */
-	u8 place;	/* of the query that the last datagrams answer, plus 1 */
-	u32 last_peer;	/* who sent the last datagram; 0: a reader was faster */
+	u8 has_ids : 1;	 /* a reply had the first bytes of its query */
+	u8 sent : 5;	 /* datagrams, modulo 32 */
+	u8 last_place;	 /* of the last query, plus 1 */
+	u8 unanswered;	 /* datagrams since the last reply, to peers that are not known to reply */
+	u8 place : 3;	 /* of the query that the last datagrams answer, plus 1 */
+	u8 answered : 3; /* of the one that was answered last */
+	u8 is_spare : 1; /* the last datagram answers that one again */
+	union {
+		u32 last_peer; /* who sent the last datagram; 0: a reader was faster */
+		u32 label;     /* then, of its segment */
+	};
 };
 
 /* How regularly a server speaks, and how regularly after a request: see note_pace(). Times are packed. */

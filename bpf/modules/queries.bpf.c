@@ -19,6 +19,9 @@
  *     wants one reply; such queries count as ended.
  *   - A question that its socket asks again, half a second later or more, was waited for: so it counts
  *     apart, with the time until then. A socket of its own for each attempt may have other reasons.
+ *   - A reply that no reader waits for lies in its socket until that is used again. It counts apart: the
+ *     query that was answered last is answered again. Or the query was a second old, and its socket sends
+ *     again before the reply is read.
  *   - A server's datagram with the first two bytes of one that it read from this peer is the answer to it
  *     (module tcp, too). Bytes that soon come again, or after an answer, are no id: a stream has such.
  *
@@ -221,6 +224,24 @@ static __always_inline bool is_stream(struct socket_queue *queue)
 	return queue->dialogue.unanswered >= MOST_UNANSWERED;
 }
 
+/*
+ * The label of a client's datagram. LATE: resolvers give up after a second or more. The number of datagrams
+ * that the socket had sent is added, to see whether it sends again before this one is read.
+ */
+#define SPARE 1
+#define LATE 2
+#define LATE_REPLY_NS 1000000000ULL
+#define MOST_SPARES 3 /* of a query; more are no second replies, but a stream */
+
+static __always_inline void label_last_segment(struct config *config, struct sock *sk,
+					       struct socket_state *state,
+					       struct socket_queue *queue, u32 label)
+{
+	struct segment_ring *ring = find_segment_ring(config, sk, state, queue);
+
+	segment_at(queue, ring, queue->tail - 1)->end_seq = label;
+}
+
 #ifdef MODULE_TCP
 
 /* The questions that a target has read, by their label: when that was. See notes.h. */
@@ -292,18 +313,16 @@ static __always_inline struct sk_buff *last_queued(struct sock *sk)
 	return (u64)skb == (u64)of_reader ? 0 : skb;
 }
 
-/* Label the datagram that came to a server, for the read. */
-static __always_inline void label_last(struct config *config, struct sock *sk,
-				       struct socket_state *state, struct socket_queue *queue)
+/* Of the datagram that came to a server, for the read; 0: it was read. */
+static __always_inline u32 label_last(struct sock *sk)
 {
-	struct segment_ring *ring = find_segment_ring(config, sk, state, queue);
 	struct sk_buff *skb = last_queued(sk);
 	struct datagram datagram;
 
 	if (!skb)
-		return;
+		return 0;
 	datagram = parse_received(skb);
-	segment_at(queue, ring, queue->tail - 1)->end_seq = label_of(&datagram);
+	return label_of(&datagram);
 }
 
 #endif
@@ -350,6 +369,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	}
 	if (!queue->dialogue.role)
 		queue->dialogue.role = ASKS;
+	queue->dialogue.sent++;
 	if (is_stream(queue))
 		return;
 	datagram = parse_datagram(protocol, network, transport, true);
@@ -404,6 +424,7 @@ static __always_inline void note_query(struct config *config, struct sock *sk,
 	query->sent_at = now >> SENT_SHIFT;
 	query->is_repeated = 0;
 	query->is_twin = is_twin;
+	query->spares = 0;
 	query->is_known = is_known;
 	query->is_dns = datagram.peer_port == bpf_htons(PORT_OF_DNS);
 	asked_ns = now;
@@ -466,6 +487,14 @@ static __always_inline u64 find_query(struct config *config, struct socket_queue
 	return found;
 }
 
+/* 1 if this datagram has the id of the query that was answered last: another reply to that one. */
+static __always_inline u64 is_spare(volatile struct query *query, struct datagram *datagram)
+{
+	return is_equal(query->id, datagram->id) &
+	       (is_equal(query->peer, datagram->peer) | query->is_dns) &
+	       is_equal(query->asked_ns, 0) & is_below_0(query->spares - (u64)MOST_SPARES);
+}
+
 struct queries_ended {
 	u32 count;
 	u32 counted; /* of these, as queries of DNS */
@@ -511,10 +540,12 @@ static __always_inline void find_replied(struct config *config, struct sock *sk,
 	volatile struct dialogue *dialogue = &queue->dialogue;
 	u64 end = (u64)&sk->sk_receive_queue, place;
 	struct sk_buff *skb = PEEK(&sk->sk_receive_queue, prev);
+	volatile struct query *query;
 	struct datagram datagram;
 	u32 i;
 
 	dialogue->place = 0;
+	dialogue->is_spare = 0;
 	dialogue->last_peer = 0;
 	if ((u64)skb == end) { /* a reader moves all there, first_packet_length() */
 		end = (u64)of_reader;
@@ -525,12 +556,56 @@ static __always_inline void find_replied(struct config *config, struct sock *sk,
 		if (!skb || (u64)skb == end)
 			break;
 		datagram = parse_received(skb);
-		if (!i)
+		if (!i) {
 			dialogue->last_peer = datagram.peer;
+			query = query_at(queue, dialogue->answered);
+			dialogue->is_spare = is_spare(query, &datagram);
+		}
 		place = find_query(config, queue, &datagram, now);
 		dialogue->place ^= (dialogue->place ^ place) & (0 - is_below_0(-place));
 		skb = PEEK(skb, prev);
 	}
+}
+
+/* A datagram came to a client: returns the label of its segment. */
+static __always_inline u32 end_queries(struct config *config, struct sock *sk,
+				       struct socket_state *state, struct socket_queue *queue)
+{
+	volatile struct dialogue *dialogue = &queue->dialogue;
+	u64 now = bpf_ktime_get_ns(), place, asked_ns;
+	volatile struct query *query;
+	u64 is_unseen;
+	struct queries_ended ended = {};
+	u32 last_peer;
+
+	dialogue->unanswered = 0;
+	find_replied(config, sk, queue, now);
+	place = dialogue->place;
+	last_peer = dialogue->last_peer;
+	is_unseen = is_equal(last_peer, 0);
+	if (place) {
+		dialogue->has_ids = 1;
+	} else if (dialogue->is_spare) {
+		query_at(queue, dialogue->answered)->spares++;
+		return SPARE;
+	} else if ((is_unseen || !dialogue->has_ids) &&
+		   !(READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)) {
+		place = find_oldest(config, queue, last_peer, is_unseen, &ended, now);
+		if (ended.counted)
+			add_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED, ended.counted);
+		if (is_unseen && dialogue->has_ids && ended.count > 1) {
+			query_at(queue, place)->asked_ns = 0;
+			unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, ended.count);
+			return 0;
+		}
+	}
+	if (!place)
+		return 0;
+	query = query_at(queue, place);
+	asked_ns = query->asked_ns;
+	dialogue->answered = place;
+	end_query(config, state, queue, query, asked_ns, now);
+	return now - asked_ns >= LATE_REPLY_NS ? LATE + dialogue->sent : 0;
 }
 
 /* A datagram is in its socket's queue. */
@@ -538,55 +613,42 @@ static __always_inline void note_reply(struct config *config, struct sock *sk,
 				       struct socket_state *state)
 {
 	struct socket_queue *queue = look_up_socket_queue(sk);
-	u64 now = bpf_ktime_get_ns(), place;
-	volatile struct query *query;
-	u64 is_unseen;
-	struct queries_ended ended = {};
-	u32 last_peer;
+	volatile struct dialogue *dialogue;
 
 	if (!queue || config->sees_departures)
 		return;
-	if (!queue->dialogue.role)
-		queue->dialogue.role = ANSWERS;
-	if (queue->dialogue.role != ASKS) {
+	dialogue = &queue->dialogue;
+	if (!dialogue->role)
+		dialogue->role = ANSWERS;
+	if (dialogue->role == ASKS)
+		dialogue->label = end_queries(config, sk, state, queue);
 #ifdef MODULE_TCP
-		label_last(config, sk, state, queue);
+	else
+		dialogue->label = label_last(sk);
 #endif
-		return;
-	}
-	queue->dialogue.unanswered = 0;
-	find_replied(config, sk, queue, now);
-	place = ((volatile struct dialogue *)&queue->dialogue)->place;
-	last_peer = ((volatile struct dialogue *)&queue->dialogue)->last_peer;
-	is_unseen = is_equal(last_peer, 0);
-	if (place) {
-		queue->dialogue.has_ids = 1;
-	} else if ((is_unseen || !queue->dialogue.has_ids) &&
-		   !(READ(sk, sk_userlocks) & SOCK_BINDPORT_LOCK)) {
-		place = find_oldest(config, queue, last_peer, is_unseen, &ended, now);
-		if (ended.counted)
-			add_for(config, state->owners, COUNTER_DNS_QUERIES_ENDED, ended.counted);
-		if (is_unseen && queue->dialogue.has_ids && ended.count > 1) {
-			query_at(queue, place)->asked_ns = 0;
-			unmatched_for(config, state->owners, STAGE_UDP_RESPONSE, ended.count);
-			return;
-		}
-	}
-	if (!place)
-		return;
-	query = query_at(queue, place);
-	end_query(config, state, queue, query, query->asked_ns, now);
+	/* in the map it is unknown to the verifier, which follows one path from here on */
+	label_last_segment(config, sk, state, queue, dialogue->label);
 }
 
 #endif
 
-/* A server's socket gives a datagram to the application. */
-static __always_inline void note_question(struct config *config, owners_t owners,
-					  struct segment *segment, u64 now)
+/*
+ * A socket gives a datagram to the application: a server's may be a question. True of a client's if no reader
+ * has waited for it.
+ */
+static __always_inline bool note_question(struct config *config, struct socket_queue *queue,
+					  owners_t owners, struct segment *segment, u64 now)
 {
-#if defined(WITH_QUERIES) && defined(MODULE_TCP)
-	if (segment->end_seq)
-		begin_question(config, owners, segment->end_seq, now);
+#ifdef WITH_QUERIES
+	u32 label = segment->end_seq;
+
 	segment->end_seq = 0;
+	if (queue->dialogue.role == ASKS)
+		return label == SPARE || (label && label != LATE + queue->dialogue.sent);
+#ifdef MODULE_TCP
+	if (label)
+		begin_question(config, owners, label, now);
 #endif
+#endif
+	return false;
 }

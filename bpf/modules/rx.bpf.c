@@ -1294,8 +1294,8 @@ static __always_inline u32 remaining_datagrams(struct sock *sk)
 	return READ(sk, sk_receive_queue.qlen) + in_reader_queue;
 }
 
-static __always_inline void note_question(struct config *config, owners_t owners,
-					  struct segment *segment, u64 now);
+static __always_inline bool note_question(struct config *config, struct socket_queue *queue,
+					  owners_t owners, struct segment *segment, u64 now);
 
 static __always_inline void read_datagram(struct config *config, struct sock *sk,
 					  struct socket_state *state, u32 remaining)
@@ -1305,6 +1305,7 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	u64 now = bpf_ktime_get_ns();
 	struct segment_ring *ring;
 	struct segment *segment;
+	bool is_spare = false;
 	u32 position;
 
 	if (!queue) {
@@ -1326,7 +1327,7 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 	}
 	segment = segment_at(queue, ring, position);
 	if (segment->seq == position)
-		note_question(config, owners, segment, now);
+		is_spare = note_question(config, queue, owners, segment, now);
 	if (segment->queued_ns == PLACE_EMPTY || segment->seq != position) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET);
 	} else if (segment->queued_ns == PLACE_PIECES) {
@@ -1336,6 +1337,8 @@ static __always_inline void read_datagram(struct config *config, struct sock *sk
 		miss_in_slice(config, owners, STAGE_RX_STACK);
 	} else if (segment->queued_ns > PLACE_PIECES && segment->queued_ns < config->slice_ns) {
 		miss_in_slice(config, owners, STAGE_RX_SOCKET); /* it was read unseen */
+	} else if (segment->queued_ns != PLACE_UNSAMPLED && is_spare) {
+		count_for(config, owners, COUNTER_SPARE_REPLIES);
 	} else if (segment->queued_ns != PLACE_UNSAMPLED) {
 		queue->reader = bpf_get_current_pid_tgid();
 		note_reader(queue->reader);

@@ -248,6 +248,11 @@ COUNTERS: tuple[Counter, ...] = (
         "of these, queries that had a reply, or of which that is not known",
     ),
     Counter(
+        "spareReplies",
+        Module.RX,
+        "second and late replies to a client, which did not wait for them when it read them",
+    ),
+    Counter(
         "sendsBehindWindow",
         Module.TX,
         "segments that waited over 1 ms in the socket because the receive window was full",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from latencyprobe.domain.causes import Bottleneck
 from latencyprobe.domain.coverage import CoverageState
 from latencyprobe.domain.histogram import Histogram
 from latencyprobe.domain.measurement import NOTHING, Measurement
@@ -35,6 +36,10 @@ LATE_S = 0.020
 # Of a resolver that asks again; longer than REPEAT_NS, bpf/modules/queries.bpf.c.
 RESOLVERS_PATIENCE_S = 0.7
 REPETITIONS_CLOCK_NS = 1 << 24  # SENT_SHIFT, in the same file
+# Longer than LATE_REPLY_NS, in the same file.
+GIVEN_UP_S = 1.1
+LONG_S = 1.2
+NS = 10**9
 NAMES = 5
 DNS_PORT = 53
 SERVICE_OF_DNS = """
@@ -236,6 +241,52 @@ async def test_a_query_sent_again_has_waited_since_the_first_time(
     measured = OfClient(engine).until_replied(2)
     assert measured.count == 2
     assert measured.max_ns >= again_ns - sent_ns
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("kind", ["second", "late"])
+async def test_a_reply_that_no_reader_waits_for_is_no_wait(
+    start_engine: Start, pair: Pair, kind: str
+) -> None:
+    """It is read when the socket is used again: the second one, or one after the time-out."""
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        if kind == "second":
+            peers.client.send(query(1))
+            peers.exchange(query(1), query(1))
+        else:
+            peers.client.send(query(1))
+            await asyncio.sleep(GIVEN_UP_S)
+        peers.server.sendto(query(1), peers.take())
+        await asyncio.sleep(LONG_S)
+        peers.exchange(query(2), query(2))
+        peers.client.recv(4096)
+    if not is_measured(engine):
+        return
+    measured = OfClient(engine).read()
+    assert judge(measured).bottleneck is not Bottleneck.SLOW_READER
+    assert measured.stage("rx.socket").histogram.max_ns < LONG_S * NS
+    assert measured.counters["spareReplies"] == 1
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("answered_after_s", [0.0, GIVEN_UP_S])
+async def test_a_client_that_reads_its_replies_late_is_a_slow_reader(
+    start_engine: Start, pair: Pair, answered_after_s: float
+) -> None:
+    engine = await watch(start_engine, *pair)
+    with Peers(*pair) as peers:
+        for number in range(2):
+            peers.client.send(query(number))
+            asking = peers.take()
+            await asyncio.sleep(answered_after_s)
+            peers.server.sendto(query(number), asking)
+            await asyncio.sleep(LONG_S)
+            peers.client.recv(4096)
+    measured = OfClient(engine).read()
+    assert measured.stage("rx.socket").histogram.min_ns >= LONG_S * NS
+    assert account_for(measured, "rx.socket") == (2, 0)
+    assert "spareReplies" not in measured.counters
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -51,7 +51,7 @@ def test_only_the_modules_asked_for_are_reported() -> None:
     assert [stage.name for stage in report.stages] == ["rx.stack", "rx.socket", "rx.total"]
     of_dns = {"dnsResponseNs": 0, "dnsQueries": 0, "dnsQueriesEnded": 0}
     of_others = {"fragmentedPackets": 0, "mptcpSegments": 0}
-    of_dns |= {"dnsQueriesRepeated": 0, "dnsQueriesRepeatedNs": 0}
+    of_dns |= {"dnsQueriesRepeated": 0, "dnsQueriesRepeatedNs": 0, "spareReplies": 0}
     others = {"readerDelayNs": 0, **of_others, **of_dns}
     assert report.counters == {"headOfLineSegments": 1, **others}
 

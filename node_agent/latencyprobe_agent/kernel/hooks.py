@@ -466,6 +466,7 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
     "dnsQueriesRepeated": StageNeeds(()),
     "dnsQueriesRepeatedNs": StageNeeds(()),
     "dnsQueriesEnded": StageNeeds(()),
+    "spareReplies": StageNeeds(()),
     "fragmentedPackets": StageNeeds((SEGMENT,)),
     "mptcpSegments": StageNeeds((SEGMENT,)),
     "sendsBehindWindow": StageNeeds(("send", "queue"), _PROCESSES),
