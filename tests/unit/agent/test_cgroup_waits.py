@@ -125,7 +125,7 @@ def test_a_pair_that_was_erased_by_a_call_that_failed_begins_again(
     assert waits.take() == {3: {"waitedForCgroup.7": 9}}
 
 
-def test_a_target_with_very_many_cgroups_gives_way_to_one_that_comes_later() -> None:
+def test_a_target_with_very_many_cgroups_leaves_room_to_one_that_comes_later() -> None:
     maps = Maps()
     waits = CgroupWaits(maps, rooms_of(Room.WAITS_FOR_CGROUPS))
     waits.admit((3,), (3,))

@@ -22,7 +22,7 @@ FLOOD = 10_000
     total=st.integers(0, 5000),
     demands=st.dictionaries(st.integers(0, 255), st.integers(0, FLOOD), max_size=60),
 )
-def test_no_part_is_more_than_there_is_and_no_one_gets_less_than_it_asks_while_another_gets_more(
+def test_no_slot_gets_less_than_its_demand_while_another_one_gets_more(
     total: int, demands: Mapping[int, int]
 ) -> None:
     parts = fair_parts(total, demands)
@@ -34,7 +34,7 @@ def test_no_part_is_more_than_there_is_and_no_one_gets_less_than_it_asks_while_a
 
 
 @pytest.mark.parametrize("others", [1, 30, 255])
-def test_a_flood_leaves_each_other_one_half_of_an_equal_part_or_what_it_asks(others: int) -> None:
+def test_a_flood_leaves_each_other_one_half_of_an_equal_part_or_its_demand(others: int) -> None:
     demands = {0: FLOOD, **dict.fromkeys(range(1, others + 1), 3)}
     parts = fair_parts(TOTAL, demands)
     assert min(parts.values()) >= max(3, TOTAL // (2 * (others + 1)))

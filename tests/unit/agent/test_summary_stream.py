@@ -663,7 +663,7 @@ async def test_loading_before_the_first_measurement_is_unobserved(running: Runni
     assert summary_from_proto(report.summary).unobserved_ns > 0
 
 
-async def test_a_probe_of_the_first_state_after_the_start_is_told_from_a_later_one(
+async def test_a_probe_of_the_first_state_after_the_start_differs_from_a_later_one(
     running: Running,
 ) -> None:
     first = windowed(container(A))

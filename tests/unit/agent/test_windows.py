@@ -988,7 +988,7 @@ def test_a_report_has_the_age_of_its_window() -> None:
     assert ages == [round(seconds * 1e9) for seconds in range(13, 90, 10)]
 
 
-def test_a_window_of_the_agents_first_state_is_told_from_a_later_one() -> None:
+def test_a_window_of_the_agents_first_state_differs_from_a_later_one() -> None:
     windows = Windows()
     windows.follow(NOTHING_DESIRED, {}, ALL_MODULES, asked=_at(0), now=_at(0))
     first, later = _probe("a"), replace(_probe("b"), id="later")
