@@ -95,6 +95,7 @@ static __always_inline u32 lesser(u32 one, u32 other)
  * A time as its leading bits, 13 of them, and their exponent, in 16 bits: to 1 us, from 8.4 ms on to 2 us.
  */
 #define TIME_BITS 12
+#define ROUNDED_TWICE 4 /* differences of changes, in units of their exponent */
 
 static __always_inline u16 pack_time(u64 time)
 {
@@ -141,10 +142,14 @@ static __always_inline void vote_against(struct pace *pace)
 		pace->is_twice = 0;
 }
 
-/* One more if `own` is at least twice as exact as `other`, one less if it is the reverse. */
-static __always_inline u32 voted(u32 votes, u32 own, u32 other)
+/*
+ * One more if `own` is at least twice as exact as `other`, one less if it is the reverse. `least`: what is
+ * smaller may be a rounding of packed times.
+ */
+static __always_inline u32 voted(u32 votes, u32 own, u32 other, u32 least)
 {
-	u32 more = is_below_0(2 * (u64)own - other) & is_below_0((u64)votes - MOST_CLOCK_VOTES);
+	u32 more = is_below_0(2 * (u64)own - other) & is_below_0(least - (u64)other) &
+		   is_below_0((u64)votes - MOST_CLOCK_VOTES);
 	u32 less = is_below_0(2 * (u64)other - own) & is_below_0(-(u64)votes);
 
 	return votes + more - less;
@@ -160,11 +165,12 @@ static __always_inline void note_clocks(struct pace *pace, s64 interval_change, 
 	s64 of_last = unpack_change(pace->interval_change, pace->interval);
 	s64 of_waits = wait_change - unpack_change(pace->wait_change, pace->interval);
 	s64 of_requests = interval_change - of_waits;
+	u32 least = ROUNDED_TWICE << exponent_of(pace->interval);
 
 	pace->server_votes = voted(pace->server_votes, apart(interval_change, 0),
-				   lesser(apart(of_waits, 0), by_request));
+				   lesser(apart(of_waits, 0), by_request), least);
 	pace->client_votes = voted(pace->client_votes, apart(of_requests, 0),
-				   apart(of_requests - of_last, 0));
+				   apart(of_requests - of_last, 0), least);
 }
 
 /* An answer begins now, `wait_ns` after its request. */
@@ -192,7 +198,8 @@ static __always_inline void note_pace(struct pace *pace, u64 wait_ns, u64 now)
 		/* twice the distance from the mean of the last two */
 		from_two = 2 * interval_change +
 			   unpack_change(pace->interval_change, pace->interval);
-		if (apart(from_two, 0) < by_request)
+		if (apart(from_two, 0) < by_request &&
+		    by_request > ROUNDED_TWICE << exponent_of(packed_interval))
 			pace->votes += pace->votes < MOST_VOTES;
 		else
 			vote_against(pace);
