@@ -10,8 +10,8 @@
  * The parts are of equal size, and there are as many as slots may be in use: `slot_bits` of struct config. It
  * never decreases. Where it increases, notes are lost, which happens nine times at most.
  *
- * No lock: of two CPUs that write to one set at the same moment, one may lose its note. All without a
- * branch: see choose().
+ * No lock: of two CPUs that write to one set at the same moment, one may lose its note, or find the value
+ * of its neighbour. All without a branch: see choose().
  */
 
 #define NOTES 4		 /* of a set; must be a power of two */
@@ -57,6 +57,19 @@ static __always_inline u64 place_of_note(volatile struct note_set *set, u64 tag)
 #pragma unroll
 	for (i = 0; i < NOTES; i++)
 		place = choose(is_equal(set->tags[i], tag), i, place);
+	return place;
+}
+
+/* The same of a value; of several, the oldest one. */
+static __always_inline u64 place_of_value(volatile struct note_set *set, u64 value)
+{
+	u64 place = NOTES;
+	u32 i;
+
+	asm volatile("" : "+r"(place));
+#pragma unroll
+	for (i = 0; i < NOTES; i++)
+		place = choose(is_equal(set->values[i], value), i, place);
 	return place;
 }
 

@@ -266,8 +266,8 @@ static __always_inline struct note_set *questions_at(struct config *config, owne
 static __always_inline void begin_question(struct config *config, owners_t owners, u32 label,
 					   u64 now)
 {
-	u64 tag = tag_of_note(owners, label), place, known, since = now, age;
-	struct note_set *set = questions_at(config, owners, tag);
+	u64 tag = tag_of_note(owners, label), place, room, known, since = now, age, is_lost;
+	volatile struct note_set *set = questions_at(config, owners, tag);
 
 	if (!set)
 		return;
@@ -280,7 +280,15 @@ static __always_inline void begin_question(struct config *config, owners_t owner
 		else if (age < GIVEN_UP_NS)
 			since = known;
 	}
-	write_note(set, place, tag, since);
+	/* An answered one makes room first. Else the oldest is lost, which may still be answered. */
+	room = place_of_note(set, 0);
+	room = choose(is_note(room), room, place_of_value(set, NO_QUESTION));
+	room = choose(is_note(place), place, room);
+	is_lost = (is_note(room) ^ 1) & is_below_0(now - set->values[NOTES - 1] - GIVEN_UP_NS);
+	write_note(set, room, tag, since);
+	if (is_lost)
+		unmatched_for(config, owners, STAGE_APP_RESPONSE, 1);
+	end_branch();
 }
 
 /* A server sends a datagram. */
@@ -487,12 +495,27 @@ static __always_inline u64 find_query(struct config *config, struct socket_queue
 	return found;
 }
 
-/* 1 if this datagram has the id of the query that was answered last: another reply to that one. */
-static __always_inline u64 is_spare(volatile struct query *query, struct datagram *datagram)
+/*
+ * 1 if this datagram has the id of the query that was answered last: another reply to that one. What other
+ * queries have too is no id: all data of a tunnel begins with the same bytes.
+ */
+static __always_inline u64 is_spare(struct socket_queue *queue, u64 answered,
+				    struct datagram *datagram)
 {
-	return is_equal(query->id, datagram->id) &
-	       (is_equal(query->peer, datagram->peer) | query->is_dns) &
-	       is_equal(query->asked_ns, 0) & is_below_0(query->spares - (u64)MOST_SPARES);
+	volatile struct query *query = query_at(queue, answered), *other;
+	u64 is_of_query = is_equal(query->id, datagram->id) &
+			  (is_equal(query->peer, datagram->peer) | query->is_dns) &
+			  is_equal(query->asked_ns, 0) &
+			  is_below_0(query->spares - (u64)MOST_SPARES);
+	u64 number = 0;
+	u32 i;
+
+#pragma unroll
+	for (i = 0; i < FEW_HANDOFFS; i++) {
+		other = &queue->queries[i];
+		number += is_equal(other->id, datagram->id) & is_equal(other->peer, query->peer);
+	}
+	return is_of_query & is_equal(number, 1);
 }
 
 struct queries_ended {
@@ -540,7 +563,6 @@ static __always_inline void find_replied(struct config *config, struct sock *sk,
 	volatile struct dialogue *dialogue = &queue->dialogue;
 	u64 end = (u64)&sk->sk_receive_queue, place;
 	struct sk_buff *skb = PEEK(&sk->sk_receive_queue, prev);
-	volatile struct query *query;
 	struct datagram datagram;
 	u32 i;
 
@@ -558,8 +580,7 @@ static __always_inline void find_replied(struct config *config, struct sock *sk,
 		datagram = parse_received(skb);
 		if (!i) {
 			dialogue->last_peer = datagram.peer;
-			query = query_at(queue, dialogue->answered);
-			dialogue->is_spare = is_spare(query, &datagram);
+			dialogue->is_spare = is_spare(queue, dialogue->answered, &datagram);
 		}
 		place = find_query(config, queue, &datagram, now);
 		dialogue->place ^= (dialogue->place ^ place) & (0 - is_below_0(-place));

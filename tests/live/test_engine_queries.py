@@ -289,6 +289,23 @@ async def test_a_client_that_reads_its_replies_late_is_a_slow_reader(
     assert "spareReplies" not in measured.counters
 
 
+@pytest.mark.every_kernel
+async def test_datagrams_of_a_tunnel_are_no_spare_replies(start_engine: Start, pair: Pair) -> None:
+    """All of its datagrams begin with the same bytes, such as those of WireGuard."""
+    engine = await watch(start_engine, *pair)
+    received = 20
+    with Peers(*pair) as peers:
+        for number in range(4):
+            peers.client.send(query(4, b"%d" % number))
+            asking = peers.take()
+        for number in range(received):
+            peers.server.sendto(query(4, b"%d" % number), asking)
+            peers.client.recv(4096)
+    measured = OfClient(engine).read()
+    assert account_for(measured, "rx.socket") == (received, 0)
+    assert "spareReplies" not in measured.counters
+
+
 @pytest.mark.parametrize("number", [1, 2])
 async def test_a_query_sent_again_by_another_socket_has_waited_since_the_first_time(
     start_engine: Start, pair: Pair, number: int
@@ -563,6 +580,23 @@ async def test_the_time_in_which_a_server_holds_questions_is_app_response(
     assert answers.min_ns > LATE_S * 1e9 / BUCKET
     assert answers.sum_ns < sum(held_ns) + QUERIES * LATE_S * 1e9 / 4
     assert account_for(measured[CLIENT], ANSWERS) == (0, 0)
+
+
+async def test_more_questions_than_are_remembered_are_measured_or_missing(
+    start_engine: Start, pair: Pair
+) -> None:
+    """The newest of those without an answer are remembered."""
+    engine = await watch(start_engine, *pair)
+    held = 6000
+    with Peers(*pair) as peers:
+        for number in range(held):
+            peers.client.send(query(number))
+            sender = peers.take()
+        for number in range(held):
+            peers.server.sendto(query(number), sender)
+        samples, missing = account_for(engine.read()[SERVER], ANSWERS)
+    assert held - FEW <= samples + missing <= held
+    assert missing > FEW
 
 
 async def test_questions_that_are_answered_in_another_order_have_their_own_time(
