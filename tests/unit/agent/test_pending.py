@@ -280,6 +280,8 @@ def test_the_number_of_sockets_without_room_is_that_of_the_last_reading(
     kernel.visit = lambda: rooms.add(place, "refused", 9)
     memory.read(LINK, (3,))
     assert memory.crowded == {3: 9}
+    memory.forget((3,))
+    assert memory.crowded == {}  # the slot has another target
     kernel.visit = lambda: None
     memory.read(LINK, (3,))
     assert memory.crowded == {}

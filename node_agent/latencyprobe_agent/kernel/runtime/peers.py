@@ -68,7 +68,7 @@ class PeerTable:
     @property
     def has_more_room(self) -> bool:
         """True if another reading would find more peers, by the last count."""
-        return self._rooms.has_more_room
+        return self._rooms.has_more_room or self._unheard_rooms.has_more_room
 
     @property
     def crowded(self) -> Mapping[int, int]:

@@ -121,6 +121,7 @@ class PendingMemory:
         """Forget what was read of these slots: they are another target's from now on."""
         self._found = {slot: each for slot, each in self._found.items() if slot not in slots}
         self.peers = {slot: each for slot, each in self.peers.items() if slot not in slots}
+        self.crowded = {slot: each for slot, each in self.crowded.items() if slot not in slots}
         if self._peers is not None:
             self._peers.forget(slots)
 
