@@ -23,6 +23,8 @@ _SHORTEST_S = 0.5
 # The API's times are of whole seconds, and are compared with the clock of another node.
 _SHORTEST_LOSS_S = 2.0
 _RESTARTED = "the agent was restarted"
+# Of the first report that this operator has of a node.
+_NOT_BEFORE = "the agent has no figures of before"
 # Of one node. The times in its reports may be any, so that its gaps may never leave the window.
 _MOST_GAPS = 64
 
@@ -135,7 +137,8 @@ class ObservedTime:
         missing_s = min(wanted_s(), window_s) - age.seconds
         if missing_s < max(gap_s, _SHORTEST_LOSS_S):
             return known
-        return _gap_before(span.end - age.seconds, missing_s, _RESTARTED)
+        reason = _RESTARTED if self._span else _NOT_BEFORE
+        return _gap_before(span.end - age.seconds, missing_s, reason)
 
     def unobserved(self, window_s: float) -> Unobserved:
         """Return the unobserved part of the window that ends with the newest report."""

@@ -173,7 +173,8 @@ def test_a_new_operator_misses_what_an_agent_before_would_have_measured(
 ) -> None:
     observed = ObservedTime()
     found = note(observed, 1e9, 1e9 + 10, at=7, age=age, wanted_s=wanted_s)
-    assert found == (Unobserved(seconds, "the agent was restarted") if seconds else ALL_OBSERVED)
+    reason = "the agent has no figures of before"
+    assert found == (Unobserved(seconds, reason) if seconds else ALL_OBSERVED)
 
 
 def test_a_window_that_was_lost_before_a_failover_leaves_in_time() -> None:
