@@ -37,6 +37,7 @@ from latencyprobe_operator.kube.cluster import GROUP, PLURAL, Cluster
 from latencyprobe_operator.kube.kopf_scans import patient_scans
 from latencyprobe_operator.kube.kopf_watches import paced_watches
 from latencyprobe_operator.kube.lease import ClusterLease
+from latencyprobe_operator.kube.nesting import allow_nested_objects
 from latencyprobe_operator.leadership import Leadership, LeadershipLostError, LeaseTiming
 from latencyprobe_operator.metrics import OperatorMetrics
 
@@ -79,6 +80,7 @@ def run(options: Options) -> None:
     """Run the operator until SIGTERM or SIGINT."""
     # A file for each agent.
     raise_open_files_limit()
+    allow_nested_objects()
     heap.share_one_arena()
     heap.map_read_blocks()
     make_collections_rare()

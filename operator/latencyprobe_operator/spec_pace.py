@@ -75,7 +75,9 @@ class PacedSpecs:
 
         It takes over the pace of one that ended before it in its namespace, if one did lately.
         """
-        pace, loop = self._paces[uid], asyncio.get_running_loop()
+        pace, loop = self._paces.get(uid), asyncio.get_running_loop()
+        if pace is None:  # closed
+            return 0.0
         if not pace.is_served:
             pace.is_served = True
             self._forget_full(pace.namespace, loop.time())

@@ -32,7 +32,7 @@ _LIVED_S = 10.0
 _LASTING_REFUSAL_S = 20.0
 
 # Malformed objects end in one of these.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Source(Protocol):

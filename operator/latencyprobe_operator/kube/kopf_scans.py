@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 from kopf._cogs.clients import scanning
 
 from latencyprobe.process.backoff import Backoff
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
 _LOG_S = 60.0
+# A page of a proxy in place of an answer ends in one of these.
+_UNREADABLE = (ValueError, KeyError, TypeError, aiohttp.ClientResponseError)
 
 Scan = Callable[..., Awaitable[Collection[Any]]]
 
@@ -51,17 +54,23 @@ class PatientScans:
         """Scan, and again until the resource is found. Later scans report what there is."""
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
-            resources = await self._scan(**options)
-            self._is_found = self._is_found or any(map(self._is_wanted, resources))
-            if self._is_found:
-                return resources
-            self._lines.note(
-                "missing",
-                f"the API server does not serve {self._plural}.{self._group}: it is starting, or "
-                "the CRD is not installed; it is asked again",
-                interval_s=_LOG_S,
-            )
+            try:
+                resources = await self._scan(**options)
+            except _UNREADABLE as error:
+                self._note("unreadable", f"cannot read the resources of the API: {error!r}")
+            else:
+                self._is_found = self._is_found or any(map(self._is_wanted, resources))
+                if self._is_found:
+                    return resources
+                self._note(
+                    "missing",
+                    f"the API server does not serve {self._plural}.{self._group}: it is starting, "
+                    "or the CRD is not installed; it is asked again",
+                )
             await asyncio.sleep(backoff.next())
+
+    def _note(self, kind: str, text: str) -> None:
+        self._lines.note(kind, text, interval_s=_LOG_S)
 
     def _is_wanted(self, resource: Any) -> bool:
         return (resource.group, resource.plural) == (self._group, self._plural)

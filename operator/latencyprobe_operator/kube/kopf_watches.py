@@ -28,6 +28,8 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 # A watch after which the next one is asked for this much later worked.
 _LIVED_S = 10.0
+# Of kopf, and of a page of a proxy in place of an answer.
+_FAILURES = (APIError, ValueError, RecursionError, aiohttp.ClientResponseError)
 
 Watch = Callable[..., AsyncIterator[Any]]
 List = Callable[..., AsyncIterator[Any]]
@@ -69,7 +71,7 @@ class PacedWatches:
                     yield event
                 else:
                     return
-            except (APIError, ValueError) as error:
+            except _FAILURES as error:
                 failure = str(error) or repr(error)
         where = "all namespaces" if namespace is None else f"namespace {namespace}"
         self._lines.note("watch", f"watch of {resource} in {where}: {failure}; it is listed again")
@@ -92,7 +94,7 @@ class PacedLists:
             try:
                 async for page in pages:
                     yield page
-            except APIError as error:
+            except _FAILURES as error:
                 failure = str(error) or repr(error)
             else:
                 self._backoffs.pop((resource, namespace), None)

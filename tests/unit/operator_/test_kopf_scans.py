@@ -85,6 +85,22 @@ async def test_the_first_scan_ends_once_probes_are_served(
     assert "does not serve latencyprobes.latencyprobe.io: it is starting" in caplog.messages[0]
 
 
+async def test_a_first_scan_goes_on_after_an_answer_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = StartingApi()
+
+    async def get(url: str, **options: Any) -> Json:
+        if asyncio.get_running_loop().time() < 60:
+            raise ValueError("a page of a proxy")
+        return await server.get(url, **options)
+
+    monkeypatch.setattr(api, "get", get)
+    with patient_scans(GROUP, PLURAL):
+        assert await scan() == {PLURAL}
+    assert "cannot read the resources of the API" in caplog.messages[0]
+
+
 async def test_a_later_scan_reports_that_the_crd_was_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -165,20 +165,28 @@ async def test_a_watch_that_fails_is_logged_and_begun_again(
     assert message in line
 
 
-async def test_a_list_that_a_server_at_its_start_refuses_is_asked_for_again(
-    server: Api, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (errors.APINotFoundError("404 page not found", status=404, headers={}), "404 page"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "Expecting value"),
+        (RecursionError("maximum recursion depth"), "maximum recursion depth"),
+    ],
+    ids=["not-served", "page-of-a-proxy", "too-deep"],
+)
+async def test_a_list_that_fails_is_asked_for_again(
+    server: Api, caplog: pytest.LogCaptureFixture, refusal: Exception, message: str
 ) -> None:
     server.lived_seconds = 50
     server.events.append(added("after"))
-    not_found = errors.APINotFoundError("404 page not found", status=404, headers={})
-    server.refusals.extend([not_found] * 5)
+    server.refusals.extend([refusal] * 5)
     seen = await follow(60)
 
     assert [event["object"]["metadata"]["name"] for event in seen] == ["after"]
     assert server.lists == 6
     assert server.watches[0] > 3, "ever longer pauses"
     (line,) = caplog.messages
-    assert "list of latencyprobes.v1alpha1.latencyprobe.io in namespace shop: 404 page" in line
+    assert f"list of latencyprobes.v1alpha1.latencyprobe.io in namespace shop: {message}" in line
 
 
 async def test_the_operator_paces_kopfs_watches(monkeypatch: pytest.MonkeyPatch) -> None:

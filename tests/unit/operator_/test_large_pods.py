@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from kubernetes.aio.client.configuration import Configuration
 
 from latencyprobe_operator.kube.cluster import UNAVAILABLE, Cluster
+from latencyprobe_operator.kube.listing import ListReader
+from latencyprobe_operator.kube.nesting import allow_nested_objects
 from tools.fakes.api import FakeApi
 from tools.fakes.samples import Json, pod_body
 
@@ -43,6 +47,31 @@ async def test_a_page_of_large_pods_takes_the_memory_of_a_few_of_them(page: int)
     assert api.lists == -(-100 // page)
     # Of both sides: the server has some texts of one pod, too.
     assert peak < 16 * MEBIBYTE
+
+
+@pytest.fixture
+def as_in_the_operator() -> Iterator[None]:
+    """Decode nested objects as the operator's process does."""
+    before = sys.getrecursionlimit()
+    allow_nested_objects()
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("as_in_the_operator")
+async def test_a_pod_as_deep_as_the_api_server_allows_ends_no_list() -> None:
+    levels, names = 9_900, list[str]()
+    nested = '{"f:a":' * levels + "{}" + "}" * levels
+    pods = [json.dumps(large_pod(name, "x")) for name in ("deep", "next")]
+    pods[0] = pods[0].replace('"fieldsV1": {', f'"fieldsV1": {{"f:b": {nested}, ', 1)
+    assert "f:b" in pods[0]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield f'{{"items": [{",".join(pods)}]}}'.encode()
+
+    async for body in ListReader(pieces()):
+        names.append(body["metadata"]["name"])
+    assert names == ["deep", "next"]
 
 
 async def test_a_list_that_breaks_within_a_page_is_no_list() -> None:
