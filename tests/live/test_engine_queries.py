@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,6 +85,15 @@ class Peers:
         _, sender = self.server.recvfrom(4096)
         address, port, *_ = sender
         return address, port
+
+    def hold(self, questions: Iterable[bytes]) -> tuple[str, int]:
+        """Have the server take questions without an answer; who sent them."""
+        senders = set()
+        for question in questions:
+            self.client.send(question)
+            senders.add(self.take())
+        (sender,) = senders
+        return sender
 
     def exchange(self, sent: bytes, reply: bytes) -> int:
         """Have the server answer one datagram; how long the client waited, in ns."""
@@ -297,7 +306,7 @@ async def test_datagrams_of_a_tunnel_are_no_spare_replies(start_engine: Start, p
     with Peers(*pair) as peers:
         for number in range(4):
             peers.client.send(query(4, b"%d" % number))
-            asking = peers.take()
+        asking, *_ = [peers.take() for _ in range(4)]
         for number in range(received):
             peers.server.sendto(query(4, b"%d" % number), asking)
             peers.client.recv(4096)
@@ -589,9 +598,7 @@ async def test_more_questions_than_are_remembered_are_measured_or_missing(
     engine = await watch(start_engine, *pair)
     held = 6000
     with Peers(*pair) as peers:
-        for number in range(held):
-            peers.client.send(query(number))
-            sender = peers.take()
+        sender = peers.hold(map(query, range(held)))
         for number in range(held):
             peers.server.sendto(query(number), sender)
         samples, missing = account_for(engine.read()[SERVER], ANSWERS)
