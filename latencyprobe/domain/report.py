@@ -6,7 +6,6 @@ status and `-o json` have the same fields, and other programs read them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +30,7 @@ from latencyprobe.domain.stages import (
     Stage,
     counters_of,
     is_counter_of,
+    listed_counters,
     stages_of,
 )
 from latencyprobe.domain.verdict import Verdict, judge
@@ -131,7 +131,7 @@ def report_on(
     wanted = frozenset(modules)
     is_pending_read = PENDING in counters_of(wanted) and PENDING not in uncounted
     pending = pending_of(measurement.pending or {}, wanted) if is_pending_read else None
-    listed = [name for name in _listed_counters(wanted) if name not in uncounted]
+    listed = [name for name in listed_counters(wanted) if name not in uncounted]
     # Without zeroes: a verdict goes through all of them several times.
     counters = {name: n for name in listed if (n := measurement.counters.get(name))}
     counters |= _others(measurement, wanted)
@@ -165,12 +165,6 @@ def _stages_by(
         for stage in stages_of(wanted)
         if stage.name in measurement.stages
     }
-
-
-@functools.cache
-def _listed_counters(wanted: frozenset[Module]) -> tuple[str, ...]:
-    """Return the counters of these modules that a report has even if they are 0."""
-    return tuple(counter.name for counter in COUNTERS if counter.module in wanted)
 
 
 def _measuring(wanted: Iterable[Module], uncounted: Container[str]) -> frozenset[Module]:

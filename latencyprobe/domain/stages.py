@@ -526,8 +526,14 @@ def counters_of(modules: Iterable[Module]) -> tuple[str, ...]:
 
 
 @functools.cache
+def listed_counters(modules: frozenset[Module]) -> tuple[str, ...]:
+    """Return the counters of these modules that have a name of their own each."""
+    return tuple(counter.name for counter in COUNTERS if counter.module in modules)
+
+
+@functools.cache
 def _counters_of(modules: frozenset[Module]) -> tuple[str, ...]:
-    listed = tuple(counter.name for counter in COUNTERS if counter.module in modules)
+    listed = listed_counters(modules)
     drops = (DROPS, DROPS_IN) if Module.TCP in modules else ()
     cgroups = (WAITED_FOR_CGROUP,) if Module.SCHED in modules else ()
     pending = (PENDING,) if modules & SOCKET_MODULES else ()

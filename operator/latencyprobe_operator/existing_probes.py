@@ -9,14 +9,12 @@ from collections.abc import Collection
 
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.repeated_lines import RepeatedLines
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, Cluster
+from latencyprobe_operator.kube.cluster import UNAVAILABLE, UNREADABLE, ApiError, Cluster
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _LOG_S = 30.0
-# A proxy's page in place of the list ends in one of these.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class ExistingProbes:
@@ -52,7 +50,7 @@ class ExistingProbes:
             except UNAVAILABLE as error:
                 text = str(error) or type(error).__name__
                 self._note("unavailable", f"cannot reach the API server: {text}")
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._note("unreadable", f"cannot read the list of LatencyProbes: {error!r}")
             await asyncio.sleep(backoff.next())
 

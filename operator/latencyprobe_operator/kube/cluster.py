@@ -49,6 +49,8 @@ Json = dict[str, Any]
 
 # The errors of a request while the API server, or the network to it, is unavailable.
 UNAVAILABLE = (aiohttp.ClientError, TimeoutError, OSError)
+# Malformed objects, and a proxy's page in place of an answer, end in one of these.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class ApiError(Exception):

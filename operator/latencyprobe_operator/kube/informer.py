@@ -18,7 +18,14 @@ from typing import Any, Generic, Protocol, Self, TypeVar, cast
 from latencyprobe.process.backoff import Backoff
 from latencyprobe.process.repeated_lines import RepeatedLines
 from latencyprobe_operator.kube import heap
-from latencyprobe_operator.kube.cluster import UNAVAILABLE, ApiError, ExpiredError, Json, WatchEvent
+from latencyprobe_operator.kube.cluster import (
+    UNAVAILABLE,
+    UNREADABLE,
+    ApiError,
+    ExpiredError,
+    Json,
+    WatchEvent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +37,6 @@ _LONGEST_PAUSE_S = 10.0
 _LIVED_S = 10.0
 # A server that starts has read the roles by then.
 _LASTING_REFUSAL_S = 20.0
-
-# Malformed objects end in one of these.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Source(Protocol):
@@ -299,7 +303,7 @@ class Informer(Generic[P]):
             except UNAVAILABLE as error:
                 trouble = error
                 self._refusals.interrupt()
-            except _UNREADABLE:
+            except UNREADABLE:
                 log.exception("%s: cannot read the API server's answer", self.scope)
                 self._version = None
             seconds = self._pause_s()
@@ -398,7 +402,7 @@ class Informer(Generic[P]):
         """Read a pod; one that cannot be read is left out, without harm to the others."""
         try:
             return self._read(body)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._unreadable.note(body["metadata"], error)
             return None
 
