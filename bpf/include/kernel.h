@@ -77,6 +77,7 @@
 #else
 
 #include <linux/cgroup-defs.h>
+#include <linux/errqueue.h>
 #include <linux/interrupt.h>
 #include <linux/kernfs.h>
 #include <linux/netdevice.h>

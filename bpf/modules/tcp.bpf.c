@@ -3,14 +3,27 @@
  * Module tcp: the stages and counters of connections.
  */
 
-/* A connect that failed is a count by cause, never a sample. */
-static __always_inline u32 connect_failure(int error)
+/*
+ * The error of ICMP that a socket's connect() got, by ip_icmp_error(), net/ipv4/ip_sockglue.c, 5.8+: it stays
+ * in the error queue until it is read from there. 0: none. A socket that connect() holds at the time has no
+ * sk_err, and its sk_err_soft is taken by SO_ERROR: tcp_v4_err(), net/ipv4/tcp_ipv4.c.
+ */
+static __always_inline int error_of_icmp(struct sock *sk)
 {
-	switch (error) {
+	struct sk_buff *skb = PEEK(&sk->sk_error_queue, next);
+	u64 is_empty = is_equal(PEEK(&sk->sk_error_queue, qlen), 0); /* `skb`: its head */
+
+	return PEEK((struct sock_exterr_skb *)skb->cb, ee.ee_errno) & (is_empty - 1);
+}
+
+/* A connect that failed is a count by cause, never a sample. */
+static __always_inline u32 connect_failure(int error, int of_icmp)
+{
+	switch (error ? error : of_icmp) {
 	case 0: /* closed by the application before an answer came */
 		return COUNTER_CONNECT_ABORTED;
 	case ECONNREFUSED:
-		return COUNTER_CONNECT_REFUSED;
+		return of_icmp ? COUNTER_CONNECT_REJECTED : COUNTER_CONNECT_REFUSED;
 	case ETIMEDOUT:
 		return COUNTER_CONNECT_TIMED_OUT;
 	case EHOSTUNREACH:
@@ -21,11 +34,24 @@ static __always_inline u32 connect_failure(int error)
 }
 
 /* An application may give up before the SYN is sent again, so how long it waited is counted, too. */
-static __always_inline void fail_connect(struct config *config, struct socket_state *state,
-					 int error, u64 ns)
+static __always_inline void fail_connect(struct config *config, struct sock *sk,
+					 struct socket_state *state, u64 ns)
 {
-	add_both_for(config, state->owners, connect_failure(error), 1, COUNTER_CONNECT_ABORTED_NS,
-		     error ? 0 : ns);
+	u32 failure = connect_failure(READ(sk, sk_err), error_of_icmp(sk));
+
+	asm volatile("" : "+r"(failure)); /* one path for all causes */
+	if (failure >= NR_COUNTERS)
+		return;
+	add_both_for(config, state->owners, failure, 1, COUNTER_CONNECT_ABORTED_NS,
+		     failure == COUNTER_CONNECT_ABORTED ? ns : 0);
+}
+
+/* connect() failed before its SYN: tcp_v4_connect(), net/ipv4/tcp_ipv4.c, found no local port. */
+static __always_inline bool is_unsent(struct sock *sk)
+{
+	struct tcp_sock *tp = get_tcp_sock(sk);
+
+	return tp && !READ(tp, segs_out);
 }
 
 static __always_inline void end_connect(struct config *config, struct sock *sk,
@@ -41,8 +67,8 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 	ns = bpf_ktime_get_ns() - state->connect_ns;
 	if (new_state == TCP_ESTABLISHED)
 		record_for(config, state->owners, STAGE_TCP_CONNECT, ns);
-	else if (new_state == TCP_CLOSE)
-		fail_connect(config, state, READ(sk, sk_err), ns);
+	else if (new_state == TCP_CLOSE && !is_unsent(sk))
+		fail_connect(config, sk, state, ns);
 	state->handshake_ns = saturate(ns);
 	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
 		state->handshake_ns = 0;
@@ -262,9 +288,12 @@ static __always_inline void end_late_request(struct config *config, struct sock 
 }
 
 static __always_inline void note_change(struct config *config, struct sock *sk,
-					struct socket_state *state, u32 old_state, u32 new_state)
+					struct socket_state *state, u32 old_state, u32 new_state,
+					bool sees_calls)
 {
 	if (new_state == TCP_SYN_SENT) {
+		if (sees_calls)
+			count_for(config, state->owners, COUNTER_CONNECTS_SENT);
 		state->connect_ns = bpf_ktime_get_ns();
 		state->handshake_ns = 0;
 		state->is_established = 0; /* it may have been another connection, or a listener */
@@ -286,9 +315,13 @@ static __always_inline bool is_followed(u32 old_state, u32 new_state)
 		(new_state == TCP_FIN_WAIT1 || new_state == TCP_CLOSE_WAIT));
 }
 
-/* `sees_listeners`: their counting begins in listen() and ends with close(). */
+/*
+ * `sees_listeners`: their counting begins in listen() and ends with close(). `sees_calls`: calls of connect()
+ * are counted, and those that send a SYN.
+ */
 static __always_inline void change_state(struct config *config, struct sock *sk, u32 old_state,
-					 u32 new_state, bool is_own, bool sees_listeners)
+					 u32 new_state, bool is_own, bool sees_listeners,
+					 bool sees_calls)
 {
 	bool is_listening = sees_listeners && config->reads_listeners &&
 			    (new_state == TCP_LISTEN || old_state == TCP_LISTEN);
@@ -311,11 +344,21 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 	}
 #endif
 	if (state)
-		note_change(config, sk, state, old_state, new_state);
+		note_change(config, sk, state, old_state, new_state, sees_calls);
 	else if (new_state == TCP_SYN_SENT)
 		lost_for(config, away.owners, STAGE_TCP_CONNECT);
 	else if (old_state == TCP_SYN_RECV)
 		lost_for(config, away.owners, STAGE_TCP_HANDSHAKE);
+}
+
+/* Here a connect counts when it ends. One that has failed before its SYN was still called. */
+static __always_inline void count_ended_connect(struct config *config, struct sock *sk)
+{
+	struct socket_state *state = find_state(sk);
+
+	if (state && state->connect_ns && state->generation == config->generation)
+		add_both_for(config, state->owners, COUNTER_CONNECT_CALLS, 1, COUNTER_CONNECTS_SENT,
+			     !is_unsent(sk));
 }
 
 static __always_inline int change_any_state(u64 *ctx, bool sees_listeners)
@@ -326,9 +369,11 @@ static __always_inline int change_any_state(u64 *ctx, bool sees_listeners)
 
 	if (!config || protocol_of(sk) != PROTOCOL_TCP)
 		return 0;
+	if (old_state == TCP_SYN_SENT)
+		count_ended_connect(config, sk);
 	/* SYN_SENT is set in connect(), LISTEN in listen() */
 	change_state(config, sk, old_state, new_state,
-		     new_state == TCP_SYN_SENT || new_state == TCP_LISTEN, sees_listeners);
+		     new_state == TCP_SYN_SENT || new_state == TCP_LISTEN, sees_listeners, false);
 #if !TYPED
 	if (new_state == TCP_CLOSE)
 		forget_socket(sk);
@@ -357,6 +402,23 @@ int on_state_of_any_socket(u64 *ctx)
 #endif
 
 #ifdef WITH_ON_SOCK_OPS
+
+static __always_inline int begin_call(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *found = ctx->sk;
+	struct config *config = get_config();
+	struct socket_state *state;
+	struct turned_away away;
+	struct tcp_sock *tp;
+
+	if (!config || !found)
+		return 1;
+	tp = bpf_skc_to_tcp_sock(found);
+	state = tp ? get_state((struct sock *)tp, config, &away) : 0;
+	if (state)
+		count_for(config, state->owners, COUNTER_CONNECT_CALLS);
+	return 1;
+}
 
 /*
  * The same changes by tcp_call_bpf(), include/net/tcp.h, for the sockets of a target's cgroup.
@@ -387,7 +449,22 @@ static __always_inline void call_sock_ops(struct bpf_sock_ops *ops, struct confi
 		old_state = TCP_SYN_RECV;
 		new_state = TCP_ESTABLISHED;
 	}
-	change_state(config, sk, old_state, new_state, false, true);
+	change_state(config, sk, old_state, new_state, false, true, true);
+}
+
+/*
+ * BPF_CGROUP_INET4_CONNECT: tcp_v4_pre_connect(), net/ipv4/tcp_ipv4.c, 4.17+. A connect() that fails before its
+ * SYN does not get to sock_ops: without a route or a local port, or where a program of others refuses it.
+ */
+int on_connect4(struct bpf_sock_addr *ctx)
+{
+	return begin_call(ctx);
+}
+
+/* BPF_CGROUP_INET6_CONNECT: tcp_v6_pre_connect(), net/ipv6/tcp_ipv6.c, 4.17+ */
+int on_connect6(struct bpf_sock_addr *ctx)
+{
+	return begin_call(ctx);
 }
 
 int on_sock_ops(struct bpf_sock_ops *ops)

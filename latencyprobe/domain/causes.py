@@ -127,8 +127,10 @@ CAUSES: Mapping[Bottleneck, Cause] = {
     Bottleneck.CONNECT_FAILURES: Cause(
         "connects fail or get no answer",
         "Refused: no process listens there; check the Service's endpoints "
-        "(`kubectl get endpointslices`). Without an answer: check the address and the network "
-        "policies (`kubectl get networkpolicies`).",
+        "(`kubectl get endpointslices`). Rejected: the Service has no endpoints, or a rule of the "
+        "node rejects. Without an answer: check the address and the network policies "
+        "(`kubectl get networkpolicies`). Not sent: there is no route, or no local port is left, "
+        "since closed connections hold one for a minute: keep connections open.",
     ),
     Bottleneck.ACCEPT_QUEUE: Cause(
         "new connections wait until the application accepts them, or find the queue full",

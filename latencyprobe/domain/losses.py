@@ -13,6 +13,7 @@ from functools import cached_property
 
 from latencyprobe.domain.attention import DEFAULT_BOUNDS, LONG_ANSWER_NS, Attention
 from latencyprobe.domain.causes import Bottleneck
+from latencyprobe.domain.connects import failed_connects, turned_away, turned_away_again
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import of_count, of_time
 from latencyprobe.domain.histogram import Histogram
@@ -81,17 +82,12 @@ _HARMLESS = frozenset(
 )
 _HARMLESS_DROPS = frozenset(DROP_PREFIX + reason for reason in _HARMLESS)
 _KNOWN_DROPS = _HARMLESS_DROPS | {DROP_PREFIX + reason for reason in _HARMFUL}
-_NO_NEIGHBOUR = f"{DROP_PREFIX}NEIGH_FAILED"
+# The drops of a connect that fails at once, in the order in which its SYNs are taken off.
+_OF_FAILED_CONNECTS = (f"{DROP_PREFIX}NEIGH_FAILED", f"{DROP_PREFIX}NETFILTER_DROP")
 # receiveQueueOverflows counts these.
 _FULL_QUEUES = frozenset({"SOCKET_RCVBUFF", "SOCKET_BACKLOG", "PROTO_MEM"})
 # Those of datagrams alone. TCP sends none of these again: udp_queue_rcv_one_skb(), net/ipv4/udp.c.
 _OF_DATAGRAMS = frozenset({"SOCKET_RCVBUFF", "UDP_CSUM"})
-_FAILED_CONNECTS = (
-    "connectRefused",
-    "connectTimedOut",
-    "connectUnreachable",
-    "connectFailedOther",
-)
 _ABORTED = ("connectAborted",)
 # TCP_DELACK_MAX, include/net/tcp.h
 _LONGEST_DELAYED_ACK_NS = 200_000_000
@@ -237,7 +233,7 @@ class Losses:
 
     @cached_property
     def _unanswered_connects(self) -> int:
-        """Connects that ended without an answer; those that were aborted, if they repeated SYNs.
+        """Connects that failed after they repeated SYNs: without an answer, aborted, or rejected.
 
         A SYN is repeated after a second. Before that, the repeated ones are of connects that stood.
         """
@@ -245,16 +241,18 @@ class Losses:
         aborted = counters.get("connectAborted", 0)
         if 0 < counters.get("connectAbortedNs", 0) < aborted * FAILURE_NS:
             aborted = 0
-        repeated = min(aborted, counters.get("connectRetransmits", 0))
-        return counters.get("connectTimedOut", 0) + repeated
+        again = turned_away_again(counters)
+        repeated = min(aborted, counters.get("connectRetransmits", 0) - again)
+        return counters.get("connectTimedOut", 0) + repeated + again
 
     @cached_property
     def _of_failed_connects_ns(self) -> int:
         return min(self.recovery_ns, self._unanswered_connects * self._recovered.mean_ns)
 
     def _connects(self) -> Iterator[Wait]:
-        counters = counted(self.measurement, _FAILED_CONNECTS)
-        aborted = self._unanswered_connects - counters.get("connectTimedOut", 0)
+        counters = failed_connects(self.measurement.counters)
+        answered_late = turned_away_again(self.measurement.counters)
+        aborted = self._unanswered_connects - counters.get("connectTimedOut", 0) - answered_late
         abandoned = self._abandoned_connects
         if aborted and not abandoned.ns:
             counters = {**counters, "connectAborted": aborted}
@@ -287,8 +285,10 @@ class Losses:
             for name, count in counters.items()
             if count and name.removeprefix(DROP_PREFIX) in _HARMFUL and name.startswith(DROP_PREFIX)
         }
-        if _NO_NEIGHBOUR in drops:
-            drops[_NO_NEIGHBOUR] -= counters.get("connectUnreachable", 0)
+        left = turned_away(counters)
+        for name in _OF_FAILED_CONNECTS:
+            taken = min(drops.get(name, 0), left)
+            drops[name], left = drops.get(name, 0) - taken, left - taken
         return {name: count for name, count in drops.items() if count > 0}
 
     @cached_property

@@ -9,24 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latencyprobe.domain.causes import NO_ACCUSATION
+from latencyprobe.domain.connects import failed_connects
 from latencyprobe.domain.losses import drops_that_may_matter
 from latencyprobe.domain.report import TargetReport
 from latencyprobe.domain.waits import TOTALS
 
-SCORE_VERSION = 2
+SCORE_VERSION = 3
 # Above every p99: histograms end at 64 s, which is under 2^36 ns.
 TROUBLED = 1 << 40
 # Counters of packets and connections that failed, rather than of those that waited.
-_FAILURES = frozenset(
-    {
-        "acceptQueueOverflows",
-        "receiveQueueOverflows",
-        "connectRefused",
-        "connectTimedOut",
-        "connectUnreachable",
-        "connectFailedOther",
-    }
-)
+_FAILURES = frozenset({"acceptQueueOverflows", "receiveQueueOverflows"})
 
 
 def score_of(report: TargetReport) -> int:
@@ -46,4 +38,4 @@ def _is_troubled(report: TargetReport) -> bool:
 
 def _has_failures(counters: Mapping[str, int]) -> bool:
     failed = any(count and name in _FAILURES for name, count in counters.items())
-    return failed or bool(drops_that_may_matter(counters))
+    return failed or bool(failed_connects(counters) or drops_that_may_matter(counters))

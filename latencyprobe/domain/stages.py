@@ -392,7 +392,10 @@ COUNTERS: tuple[Counter, ...] = (
         "connections that this side opened, and closed after 1 s or more without a byte",
     ),
     Counter("connectionsWithoutDataNs", Module.TCP, "nanoseconds for which these were open"),
+    Counter("connectCalls", Module.TCP, "calls of connect(), or connects that ended"),
+    Counter("connectsSent", Module.TCP, "those of connectCalls whose SYN was sent"),
     Counter("connectRefused", Module.TCP, "connects answered by a reset (ECONNREFUSED)"),
+    Counter("connectRejected", Module.TCP, "connects answered by an error of ICMP (ECONNREFUSED)"),
     Counter("connectTimedOut", Module.TCP, "connects without an answer (ETIMEDOUT)"),
     Counter(
         "connectUnreachable", Module.TCP, "connects without a route (EHOSTUNREACH, ENETUNREACH)"

@@ -21,6 +21,7 @@ from latencyprobe.domain.causes import (
     Bottleneck,
     Cause,
 )
+from latencyprobe.domain.connects import failed_connects
 from latencyprobe.domain.durations import format_ns
 from latencyprobe.domain.evidence import of_count, of_percentile, of_share, of_time
 from latencyprobe.domain.histogram import EMPTY, Histogram
@@ -174,10 +175,6 @@ _WITNESSES: Mapping[Bottleneck, tuple[str, ...]] = {
 # What may have gone wrong although nothing waited long.
 _FAILURES = (
     "rtos",
-    "connectRefused",
-    "connectTimedOut",
-    "connectUnreachable",
-    "connectFailedOther",
     "acceptQueueOverflows",
     "receiveQueueOverflows",
     "requestsAbandoned",
@@ -383,7 +380,12 @@ def _unknown(measurement: Measurement) -> Iterator[str]:
             text = f"{total}: {without:,} of {packets:,} packets were not measured from end to end"
             yield of_count(without, text)
     drops = drops_that_may_matter(measurement.counters)
-    failures = {**counted(measurement, _FAILURES), **late_aborts(measurement), **drops}
+    failures = {
+        **failed_connects(measurement.counters),
+        **counted(measurement, _FAILURES),
+        **late_aborts(measurement),
+        **drops,
+    }
     for text in shown(failures):
         yield of_count(next(iter(failures.values())), f"failures: {text}")
     yield from queries_without_reply(measurement)

@@ -28,16 +28,15 @@ from latencyprobe.domain.name_servers import NameServers
 from latencyprobe.domain.patience import FIRST_ANSWERS, MISSING_ANSWERS, STUCK_REQUESTS
 from latencyprobe.domain.processors import CPUDelay, cpu_delay
 from latencyprobe.domain.round_trips import RoundTrips
+from latencyprobe.domain.sending import Sending
 from latencyprobe.domain.stages import parts_of
 from latencyprobe.domain.wait import (
     FAILURE_NS,
     MANY_FAILURES,
     Wait,
     are_many,
-    counted,
     pending_of_kind,
     pending_wait,
-    shown,
 )
 
 TOTALS = ("rx.total", "tx.total")
@@ -54,14 +53,6 @@ _QUEUED = ("tx.host", "tx.qdisc", "tx.driver")
 # The kernel's own work on each packet: no packet waits for another.
 _WAITS = frozenset({*_PATH, "rx.socket", "tx.socket"})
 _WORK = tuple(part.name for total in TOTALS for part in parts_of(total) if part.name not in _WAITS)
-_BEHIND_CONGESTION = "sendsBehindCongestion"
-# Waiting to be sent, by what held the bytes back: their time, their number, the cause.
-_TO_BE_SENT = (
-    ("behindWindowNs", "sendsBehindWindow", Bottleneck.RECEIVE_WINDOW),
-    ("behindCongestionNs", _BEHIND_CONGESTION, Bottleneck.CONGESTION),
-    ("pacedNs", "sendsPaced", Bottleneck.CONGESTION),
-    ("heldBackNs", "sendsHeldBack", Bottleneck.HELD_BACK),
-)
 # An answer of which as much is the target's own as is its peers' is the target's: a proxy before an
 # application in the same pod waits for itself.
 _AS_MUCH = 0.9
@@ -128,7 +119,8 @@ class _Ledger:
         """Yield all waiting; the same cause may come several times."""
         yield from self._to_be_read()
         yield from self._on_the_path()
-        yield from self._to_be_sent()
+        sending = (self.measurement, self.attention, self._congestion, self._losses.open_ns)
+        yield from Sending(*sending).waits()
         yield from self._to_be_accepted()
         yield from self._for_answers()
         yield from self._losses.waits()
@@ -214,56 +206,6 @@ class _Ledger:
             yield Wait(cause, self._time_ns(stage), self._is_noteworthy(stage), stage)
         for stage in _WORK:
             yield Wait(Bottleneck.NONE, self._time_ns(stage), False, stage)
-
-    def _to_be_sent(self) -> Iterator[Wait]:
-        waited = self.measurement.stage("tx.socket")
-        sent = waited.histogram.count + self.measurement.stage("tx.total").unmatched + waited.lost
-        for ns_name, count_name, cause in _TO_BE_SENT:
-            ns, count = self._of_sending(ns_name, count_name)
-            if not ns:
-                continue
-            seen = shown(counted(self.measurement, (count_name,)))
-            root = self._congestion if count_name == _BEHIND_CONGESTION else cause
-            held_back = ("peer.response",) if cause is Bottleneck.HELD_BACK else ()
-            bounds = self.attention.bounds("tx.socket", *held_back)
-            yield Wait(root, ns, bounds.add_up(ns, count, sent), "tx.socket", seen)
-        yield self._held_back_by_the_peer()
-        yield self._behind_own_window()
-        blocked = counted(self.measurement, ("zeroWindowsReceived",))
-        cause = Bottleneck.RECEIVE_WINDOW if blocked else Bottleneck.CONGESTION
-        unsent = self._pending("unsentWrites", cause, "tx.socket")
-        # They are behind the bytes that were lost.
-        left_ns = max(unsent.ns - self._losses.open_ns, 0)
-        yield unsent._replace(ns=left_ns, is_noteworthy=unsent.is_noteworthy and left_ns > 0)
-
-    def _of_sending(self, ns_name: str, count_name: str) -> tuple[int, int]:
-        """Return time and number of a cause; the time by the numbers if it was not measured."""
-        counters = self.measurement.counters
-        count = counters.get(count_name, 0)
-        if any(counters.get(each) for each, _, _ in _TO_BE_SENT):
-            return counters.get(ns_name, 0), count
-        of_all = sum(counters.get(each, 0) for _, each, _ in _TO_BE_SENT)
-        whole_ns = self._time_ns("tx.socket")
-        return (whole_ns * count // of_all if of_all else 0), count
-
-    def _held_back_by_the_peer(self) -> Wait:
-        counters = self.measurement.counters
-        ns, count = counters.get("heldBackByPeerNs", 0), counters.get("heldBackByPeer", 0)
-        received = self._histogram("rx.total").count
-        figure = f"{count:,} times the peer's next piece came only after this side's delayed ACK"
-        figures = (of_count(count, figure),) if count else ()
-        is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, received)
-        return Wait(Bottleneck.HELD_BACK, ns, is_noteworthy, None, figures)
-
-    def _behind_own_window(self) -> Wait:
-        """Return the wait of peers for the window of this side, which is small for the distance."""
-        counters = self.measurement.counters
-        ns, count = counters.get("ownWindowFullNs", 0), counters.get("ownWindowFull", 0)
-        messages = max(self._number("app.response"), self._number("peer.response"))
-        figure = f"in {count:,} round trips the peer used up the receive window of this side"
-        figures = (of_count(count, figure),) if count else ()
-        is_noteworthy = self.attention.bounds("peer.response").add_up(ns, count, messages)
-        return Wait(Bottleneck.RECEIVE_WINDOW, ns, is_noteworthy, None, figures)
 
     def _to_be_accepted(self) -> Iterator[Wait]:
         overflows = self._losses.accept_queue_overflows

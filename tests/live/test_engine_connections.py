@@ -46,6 +46,14 @@ table inet silent {
   }
 }
 """
+REJECT_PORT_9 = """
+table inet rejecting {{
+  chain input {{
+    type filter hook input priority 0;
+    tcp dport 9 reject with icmp type {}
+  }}
+}}
+"""
 DROP_EVERY_TENTH_REQUEST = """
 table inet lossy {
   chain input {
@@ -167,8 +175,78 @@ async def test_a_refused_connect_is_a_count_and_no_sample(
     engine = await both(start_engine, client, server)
     error, measured = await measure_connect(engine, client, server.address, 9)
     assert error == errno.ECONNREFUSED
-    assert measured.counters == {"connectRefused": 1, "resetsReceived": 1}
+    connects = {"connectCalls": 1, "connectsSent": 1}
+    assert measured.counters == {**connects, "connectRefused": 1, "resetsReceived": 1}
     assert "tcp.connect" not in measured.stages
+
+
+def rejected(client: Pod, address: str, patience: float | None) -> int:
+    """Connect to a port that a rule rejects; return the error."""
+    with inside_cgroup(client.cgroup), inside(client.namespace), socket.socket() as asking:
+        asking.settimeout(patience)
+        return asking.connect_ex((address, 9))
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize(
+    ("message", "error", "name"),
+    [
+        ("port-unreachable", errno.ECONNREFUSED, "connectRejected"),
+        ("host-unreachable", errno.EHOSTUNREACH, "connectUnreachable"),
+    ],
+)
+async def test_a_connect_that_an_error_of_icmp_ends_is_counted_by_it(
+    start_engine: Start, pair: tuple[Pod, Pod], message: str, error: int, name: str
+) -> None:
+    """Whether connect() waits, or the error finds its socket in it: then SO_ERROR takes it."""
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    server.namespace.execute("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0")
+    load_rules(server, REJECT_PORT_9.format(message))
+    for patience in (5.0, None):
+        engine.read()
+        assert rejected(client, server.address, patience) == error
+        counters = engine.read()[CLIENT].counters
+        assert counters[name] == 1
+        assert "connectAborted" not in counters
+        assert "connectRefused" not in counters
+
+
+@pytest.mark.every_kernel
+async def test_a_connect_without_a_local_port_is_a_call_that_is_not_sent(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    client.namespace.execute("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40001")
+    engine.read()
+    with listen(server.namespace, server.address), inside_cgroup(client.cgroup):
+        with inside(client.namespace):
+            sockets = [socket.socket() for _ in range(6)]
+        errors = [each.connect_ex((server.address, 7000)) for each in sockets]
+        for each in sockets:
+            each.close()
+    assert errors == [0, 0, *[errno.EADDRNOTAVAIL] * 4]
+    counters = engine.read()[CLIENT].counters
+    calls, sent = counters["connectCalls"], counters["connectsSent"]
+    assert calls - sent == 4
+    assert "connectAborted" not in counters
+
+
+async def test_a_connect_without_a_route_is_a_call_that_is_not_sent(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    engine.read()
+    with inside_cgroup(client.cgroup), inside(client.namespace), socket.socket() as asking:
+        assert asking.connect_ex(("203.0.113.1", 7000)) == errno.ENETUNREACH
+    with inside_cgroup(client.cgroup), inside(client.namespace):
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with datagrams:
+        datagrams.connect((server.address, 7000))  # is no connect of TCP
+    counters = engine.read()[CLIENT].counters
+    assert counters == {"connectCalls": 1}
 
 
 async def test_a_connect_without_an_answer_is_counted_by_cause(

@@ -1175,6 +1175,65 @@ def test_connects_to_an_absent_neighbour_are_no_drops_as_well(drops: int, drops_
     assert verdict.waiting_ns.get("Drops", 0) == drops_ns
 
 
+@pytest.mark.parametrize(
+    ("failed", "drops", "drops_ns"),
+    [
+        ({"connectRejected": 30}, 30, 0),
+        ({"connectRejected": 30}, 36, 6000 * MS),
+        ({"connectRejected": 30, "connectRetransmits": 30}, 60, 0),
+        ({"connectUnreachable": 30}, 30, 0),
+        ({"connectRefused": 30}, 30, 0),
+    ],
+)
+def test_connects_that_a_rule_of_the_node_rejects_are_no_drops_as_well(
+    failed: dict[str, int], drops: int, drops_ns: int
+) -> None:
+    verdict = judge(QUICK_PACKETS + Measurement(counters={**failed, "drops.NETFILTER_DROP": drops}))
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert verdict.waiting_ns["ConnectFailures"] == 30_000 * MS
+    assert verdict.waiting_ns.get("Drops", 0) == drops_ns
+
+
+def test_the_second_after_which_a_rejected_syn_is_sent_again_is_no_loss_of_the_path() -> None:
+    recovered = measured(30, tcp_recovery=1010 * MS)
+    counters = {"connectRejected": 30, "connectRetransmits": 30}
+    verdict = judge(QUICK_PACKETS + recovered + Measurement(counters=counters))
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert verdict.waiting_ns["ConnectFailures"] >= 30_000 * MS
+    assert verdict.waiting_ns.get("PacketLoss", 0) == 0
+
+
+def test_calls_of_connect_that_are_never_sent_are_failures() -> None:
+    calls = Measurement(counters={"connectCalls": 140, "connectsSent": 100})
+    verdict = judge(QUICK_PACKETS + calls)
+    assert verdict.bottleneck is Bottleneck.CONNECT_FAILURES
+    assert "connectsNotSent 40" in verdict.evidence
+    few = judge(QUICK_PACKETS + Measurement(counters={"connectCalls": 103, "connectsSent": 100}))
+    assert few.bottleneck is Bottleneck.NONE
+    assert "failures: connectsNotSent 3" in few.evidence
+    assert "Nothing to do" not in few.next_step
+
+
+@pytest.mark.parametrize("sent", [100, 104])
+def test_connects_that_are_all_sent_are_no_failures(sent: int) -> None:
+    """More are sent than called for where the kernel opens subflows."""
+    healthy = judge(
+        QUICK_PACKETS + Measurement(counters={"connectCalls": 100, "connectsSent": sent})
+    )
+    assert "Nothing to do" in healthy.next_step
+
+
+@pytest.mark.parametrize(
+    ("closed", "cause"),
+    [(25, Bottleneck.RECEIVE_WINDOW), (15, Bottleneck.CONGESTION), (0, Bottleneck.CONGESTION)],
+)
+def test_pacing_at_the_rate_of_a_reader_that_closes_its_window_is_the_readers(
+    closed: int, cause: Bottleneck
+) -> None:
+    counters = {"sendsPaced": 1900, "pacedNs": 10_000 * MS, "zeroWindowsReceived": closed}
+    assert judge(QUICK_PACKETS + Measurement(counters=counters)).bottleneck is cause
+
+
 def unanswered(kind: str, count: int, seconds: int) -> Measurement:
     """Requests that wait for an answer of one peer."""
     oldest_ns, waiting_ns = seconds * 1000 * MS, count * seconds * 1000 * MS

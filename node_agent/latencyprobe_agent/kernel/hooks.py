@@ -339,7 +339,15 @@ EVENTS: tuple[Event, ...] = (
         (TCP,),
         _STATE_OF_ANY_SOCKET,
         ("on_inet_sock_set_state", "inet_sock_set_state"),
-        scoped=Hook("on_sock_ops", "tcp_set_state", HookKind.SOCK_OPS),
+        scoped=Hook(
+            "on_sock_ops",
+            "tcp_set_state",
+            HookKind.SOCK_OPS,
+            also=(
+                Hook("on_connect4", "connect4", HookKind.CGROUP_ADDRESS),
+                Hook("on_connect6", "connect6", HookKind.CGROUP_ADDRESS),
+            ),
+        ),
     ),
     _event(
         "accept",
@@ -528,7 +536,10 @@ COUNTER_NEEDS: Mapping[str, StageNeeds] = {
         ),
         StageNeeds((SEGMENT, "send", "state change")),
     ),
+    "connectCalls": StageNeeds(("state change",)),
+    "connectsSent": StageNeeds(("state change",)),
     "connectRefused": StageNeeds(("state change",)),
+    "connectRejected": StageNeeds(("state change",)),
     "connectTimedOut": StageNeeds(("state change",)),
     "connectUnreachable": StageNeeds(("state change",)),
     "connectAborted": StageNeeds(("state change",)),

@@ -6,9 +6,11 @@ from tests.live.situations import (
     controls,
     given_up,
     late_connections,
+    mirrored,
     network,
     processors,
     readers,
+    refusals,
     reports,
 )
 from tests.live.situations.situation import CATALOGUE, End
@@ -20,9 +22,11 @@ __all__ = [
     "controls",
     "given_up",
     "late_connections",
+    "mirrored",
     "network",
     "processors",
     "readers",
+    "refusals",
     "reports",
 ]
 

@@ -27,9 +27,10 @@ class Manner:
     `pieces`: it writes a request in so many parts, with `pause` between them. `reconnect`: a
     connection for each request, which is idle for `hesitation` first. `ahead`: the requests that it
     sends before it reads the answers. `first_only`: all connections but the first are idle after
-    one request. `patience`: of a connect or a read. `pacing`: bytes a second. `silent`: connections
-    that are opened first and send nothing. `congestion`: the name of the algorithm. `ports`: each
-    connection is to the next.
+    one request. `patience`: of a connect or a read, 0: without end. `pacing`: bytes a second.
+    `silent`: connections that are opened first and send nothing. `late`: before it reads an answer;
+    `burn`: CPU time after it. `congestion`: the name of the algorithm. `ports`: each connection is
+    to the next.
     """
 
     address: str
@@ -50,6 +51,8 @@ class Manner:
     pacing: int = 0
     receive_buffer: int = 0
     silent: int = 0
+    late: float = 0
+    burn: float = 0
     congestion: str = ""
     ports: tuple[int, ...] = ()
 
@@ -60,7 +63,7 @@ class Manner:
         if self.congestion:
             name = self.congestion.encode()
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
-        made.settimeout(self.patience / 1e3)
+        made.settimeout(self.patience / 1e3 or None)
         try:
             made.connect((self.address, port))
         except OSError:
@@ -111,7 +114,9 @@ class Asking:
             with self._requests.timed():
                 for _ in range(self._manner.ahead):
                     self._send(connection)
+                time.sleep(self._manner.late / 1e3)
                 _read(connection, self._manner.ahead * self._manner.reply)
+                burn(self._manner.burn)
             if self._manner.reconnect:
                 return
             if self._manner.first_only and number:
@@ -137,6 +142,13 @@ def _read(connection: socket.socket, size: int) -> None:
         if not data:
             raise ConnectionResetError("the server closed the connection")
         size -= len(data)
+
+
+def burn(milliseconds: float) -> None:
+    """Use so much CPU time."""
+    until = time.thread_time() + milliseconds / 1e3
+    while time.thread_time() < until:
+        pass
 
 
 def query(
@@ -279,16 +291,25 @@ def blast(*, address: str, seconds: float, size: int, burst: int, gap: float) ->
 
 
 def listen(
-    *, address: str, seconds: float, connections: int = 1, send: int = 0, every: float = 10
+    *,
+    address: str,
+    seconds: float,
+    connections: int = 1,
+    send: int = 0,
+    every: float = 10,
+    late: float = 0,
 ) -> None:
-    """Reads what the server has to say; sends `send` bytes now and then, if that is not 0."""
+    """Reads what the server has to say; sends `send` bytes now and then, if that is not 0.
+
+    `late`: milliseconds before each read.
+    """
 
     def work() -> dict[str, float]:
         got: list[int] = []
         opened = [socket.create_connection((address, PORT)) for _ in range(connections)]
         for each in opened:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=_read_on, args=(each, got), daemon=True).start()
+            threading.Thread(target=_read_on, args=(each, got, late), daemon=True).start()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for each in opened if send else ():
@@ -299,9 +320,10 @@ def listen(
     _begin_and_stay(work)
 
 
-def _read_on(connection: socket.socket, got: list[int]) -> None:
-    while data := connection.recv(1 << 16):
+def _read_on(connection: socket.socket, got: list[int], late_ms: float = 0) -> None:
+    while data := connection.recv(1 << 14 if late_ms else 1 << 16):
         got.append(len(data))
+        time.sleep(late_ms / 1e3)
 
 
 def subscribe(*, address: str, seconds: float, every: float) -> None:
@@ -365,7 +387,7 @@ def fall_back(*, address: str, seconds: float, absent: str, after: float, thread
     def run(until: float) -> None:
         while time.monotonic() < until:
             with clock.timed():
-                with socket.socket() as first, contextlib.suppress(TimeoutError):
+                with socket.socket() as first, contextlib.suppress(OSError):
                     first.settimeout(after / 1e3)
                     first.connect((absent, PORT))
                 with socket.create_connection((address, PORT)) as connection:

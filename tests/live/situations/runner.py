@@ -194,7 +194,7 @@ def _started(situation: Situation, scene: Scene, stack: ExitStack) -> Mapping[En
         options = dict(program.options)
         if "path" not in options:
             options["address"] = scene.server.address
-        joins = scene.joins if end is End.SERVER else ()
+        joins = scene.joins if end is End.SERVER else scene.client_joins
         programs[end] = start_in(
             pod, program.module, program.role, options, joins=joins, is_prompt=situation.is_prompt
         )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.live.pods import (
@@ -36,7 +36,8 @@ class Scene:
     """Two pods, and what tells what happened between them.
 
     `host`: the node's own namespace, if it is not this machine's. `witnesses`: their figures are
-    read when all has happened. `joins`: files that the server's process joins before it starts.
+    read when all has happened. `joins`,
+    `client_joins`: files that the server's process joins before it starts, and the client's.
     """
 
     client: Pod
@@ -44,6 +45,7 @@ class Scene:
     host: Namespace | None = None
     witnesses: Mapping[str, Callable[[], Figures]] = field(default_factory=dict)
     joins: Sequence[Path] = ()
+    client_joins: Sequence[Path] = ()
 
 
 MakeScene = Callable[[], AbstractContextManager[Scene]]
@@ -102,6 +104,27 @@ def beside_an_absent_address() -> Iterator[Scene]:
         yield scene
 
 
+def with_sysctls(
+    client: Mapping[str, str] | None = None, server: Mapping[str, str] | None = None
+) -> MakeScene:
+    """Pods back to back, with these settings of their namespaces."""
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with back_to_back() as made:
+            set_sysctls(made.client.namespace, client or {})
+            set_sysctls(made.server.namespace, server or {})
+            yield made
+
+    return scene
+
+
+def set_sysctls(namespace: Namespace, settings: Mapping[str, str]) -> None:
+    if settings:
+        settings_of = (f"{name}={value}" for name, value in settings.items())
+        namespace.execute("sysctl", "-qw", *settings_of)
+
+
 def far_apart(rtt_ms: float | Sequence[tuple[float, float]], **losses: float) -> MakeScene:
     """A network of this round trip between two tun devices; see `wire`.
 
@@ -138,12 +161,15 @@ def _ask(program: Traffic) -> Figures:
     return program.account()
 
 
-def through_node(rules: str | Callable[[], str]) -> MakeScene:
+def through_node(
+    rules: str | Callable[[], str], settings: Mapping[str, str] | None = None
+) -> MakeScene:
     """Pods behind a node that routes, and filters with these nftables rules."""
 
     @contextmanager
     def scene() -> Iterator[Scene]:
         with pods_on_routes(2) as (host, (client, server)):
+            set_sysctls(host, settings or {})
             host.load_rules(rules if isinstance(rules, str) else rules())
             yield Scene(client, server, host, {"nft": lambda: _counted(host)})
 
@@ -184,15 +210,18 @@ def _queued(host: Namespace) -> Figures:
     return {"overlimits": figures["overlimits"], "drops": figures["drops"]}
 
 
-def with_quota(percent: int) -> MakeScene:
-    """Pods back to back; the server has so much of a CPU, in periods of 100 ms."""
+def with_quota(percent: int, *, of_client: bool = False) -> MakeScene:
+    """Pods back to back; the server, or the client, has so much of a CPU, in periods of 100 ms."""
 
     @contextmanager
     def scene() -> Iterator[Scene]:
-        with pods_back_to_back() as (client, server), quota(server.cgroup, percent) as directory:
-            joins = [] if directory == server.cgroup else [directory / "cgroup.procs"]
-            witnesses = {"cpu": lambda: _throttled(directory)}
-            yield Scene(client, server, witnesses=witnesses, joins=joins)
+        with pods_back_to_back() as (client, server):
+            limited = client if of_client else server
+            with quota(limited.cgroup, percent) as directory:
+                joins = [] if directory == limited.cgroup else [directory / "cgroup.procs"]
+                witnesses = {"cpu": lambda: _throttled(directory)}
+                made = Scene(client, server, witnesses=witnesses)
+                yield replace(made, client_joins=joins) if of_client else replace(made, joins=joins)
 
     return scene
 

@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -89,9 +90,18 @@ def _serve(connection: socket.socket, manner: Manner, clock: Clock) -> None:
     with connection, contextlib.suppress(OSError):
         while _read(connection, manner.request, manner.late):
             with clock.timed():
-                time.sleep(next(thinking) / 1e3)
+                thought = next(thinking)
+                if thought < 0:
+                    _abort(connection)
+                    return
+                time.sleep(thought / 1e3)
                 _burn(manner.burn)
                 _reply(connection, manner)
+
+
+def _abort(connection: socket.socket) -> None:
+    """Close with a reset, as the kernel does for a process that leaves data unread."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _reply(connection: socket.socket, manner: Manner) -> None:

@@ -86,10 +86,13 @@ def carry(
     mtu: int = MTU,
     swallow_after_s: float = 0.0,
     late_syn_ms: float = 0.0,
+    late_share: float = 0.0,
+    late_ms: float = 0.0,
 ) -> None:
     """Carry packets; `one_way_ms`: the delay at seconds after the first packet, in between linear.
 
     An order that a shrinking delay would change is kept. `late_syn_ms`: a SYN takes so much longer.
+    `late_share`, `late_ms`: of all packets, so many take so much longer, and others overtake them.
     """
     # At once, whoever else has work: what waits in a device would be the device's fault.
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -119,6 +122,8 @@ def carry(
                 last[to] = max(last[to], now + _delay_s(now - began, one_way_ms))
                 segment = Tcp.of(packet)
                 late_s = late_syn_ms / 1e3 if segment and segment.is_first else 0.0
+                if late_share and losses.random.random() < late_share:
+                    late_s += late_ms / 1e3
                 heapq.heappush(under_way, (last[to] + late_s, next(numbers), to, packet))
         while under_way and under_way[0][0] <= time.monotonic():
             _, _, to, packet = heapq.heappop(under_way)

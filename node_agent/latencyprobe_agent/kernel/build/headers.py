@@ -26,6 +26,7 @@ STRUCTS = (
     "tcp_skb_cb",
     "tcp_request_sock",
     "tcphdr",
+    "sock_exterr_skb",
     "udp_sock",
     "net_device",
     "netdev_rx_queue",

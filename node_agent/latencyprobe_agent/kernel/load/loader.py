@@ -44,6 +44,8 @@ _SCOPED_TYPES: Mapping[HookKind, int] = {
 }
 # By the hook's symbol; programs of the other types on cgroups are of one kind each.
 _ADDRESS_ATTACH_TYPES: Mapping[str, int] = {
+    "connect4": libbpf.ATTACH_TYPE_CONNECT4,
+    "connect6": libbpf.ATTACH_TYPE_CONNECT6,
     "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
     "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
 }

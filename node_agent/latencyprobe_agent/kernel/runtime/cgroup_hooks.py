@@ -20,6 +20,8 @@ CHECK_S = 5.0
 _ATTACH_TYPES: Mapping[str, int] = {
     "tcp_set_state": libbpf.ATTACH_TYPE_SOCK_OPS,
     "ingress": libbpf.ATTACH_TYPE_CGROUP_INGRESS,
+    "connect4": libbpf.ATTACH_TYPE_CONNECT4,
+    "connect6": libbpf.ATTACH_TYPE_CONNECT6,
     "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
     "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
 }

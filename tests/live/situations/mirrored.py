@@ -1,0 +1,104 @@
+"""Situations of the other end: the client is late, or a server takes uploads."""
+
+from __future__ import annotations
+
+from tests.live.situations.answers import HEALTHY_AND_QUIET, Cause, answer
+from tests.live.situations.scenes import back_to_back, far_apart, through_node, with_quota
+from tests.live.situations.situation import Situation, client, server, situation
+
+POLICE = """
+table inet node {
+  chain forward {
+    type filter hook forward priority 0;
+    tcp dport 7000 limit rate over 400 kbytes/second burst 20 kbytes counter drop
+  }
+}
+"""
+
+
+@situation
+def reader_slower_than_the_sender() -> Situation:
+    """The client takes 20 ms for each 16 KiB of what the server sends as fast as it may."""
+    return Situation(
+        scene=back_to_back,
+        server=server("stream", size=65536, gap=0),
+        client=client("listen", connections=4, late=20, seconds=6),
+        was_made=lambda facts: facts["client"]["read"] > 1 << 20,
+        truth="{client[read]:.0f} bytes were read",
+        from_client=answer(Cause.SLOW_READER),
+        from_server=answer(Cause.RECEIVE_WINDOW),
+    )
+
+
+@situation
+def client_that_reads_late() -> Situation:
+    """The client's thread is busy for 20 ms while the answer is there."""
+    return Situation(
+        scene=back_to_back,
+        server=server("answer"),
+        client=client("ask", connections=4, late=20, gap=2, seconds=6),
+        was_made=lambda facts: facts["client"]["p50_ms"] > 20,
+        truth="requests p50 {client[p50_ms]:.1f} ms; the server answers at once",
+        from_client=answer(Cause.SLOW_READER),
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
+@situation
+def quota_of_the_client() -> Situation:
+    """The client's CPU quota is used up; the server is idle."""
+    return Situation(
+        scene=with_quota(10, of_client=True),
+        server=server("answer"),
+        client=client("ask", connections=4, burn=1, gap=2, seconds=6),
+        was_made=lambda facts: facts["cpu"]["throttled"] >= 10,
+        truth="throttled in {cpu[throttled]:.0f} of {cpu[periods]:.0f} periods; "
+        "requests p50 {client[p50_ms]:.1f} ms, p99 {client[p99_ms]:.1f} ms",
+        from_client=answer(Cause.CPU_THROTTLED),
+        is_prompt=False,
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
+@situation
+def uploads_to_a_slow_reader() -> Situation:
+    """The server takes 5 ms before each read of an upload of 400 KB."""
+    return Situation(
+        scene=back_to_back,
+        server=server("answer", request=4_000_000, late=5),
+        client=client("ask", connections=8, request=4_000_000, seconds=6),
+        was_made=lambda facts: facts["client"]["p50_ms"] > 50,
+        truth="{client[count]:.0f} uploads of 4 MB, p50 {client[p50_ms]:.0f} ms",
+        from_client=answer(Cause.RECEIVE_WINDOW, Cause.PEER),
+        from_server=answer(Cause.SLOW_READER),
+    )
+
+
+@situation
+def policed_uploads() -> Situation:
+    """A rule of the node drops what exceeds 400 kB a second; TCP sends it again."""
+    return Situation(
+        scene=through_node(POLICE),
+        server=server("answer", request=40_000),
+        client=client("ask", connections=8, request=40_000, seconds=6),
+        was_made=lambda facts: facts["nft"]["packets"] >= 50,
+        truth="{client[count]:.0f} uploads of 40 KB, p50 {client[p50_ms]:.0f} ms; "
+        "the node dropped {nft[packets]:.0f} packets",
+        from_client=answer(Cause.DROPS, half=[Cause.PACKET_LOSS]),
+        from_server=answer(Cause.PACKET_LOSS, half=[Cause.NONE]),
+    )
+
+
+@situation
+def packets_out_of_order() -> Situation:
+    """One packet in ten takes 3 ms longer, and none is lost."""
+    return Situation(
+        scene=far_apart(2, late_share=0.1, late_ms=3),
+        server=server("answer", reply=50_000),
+        client=client("ask", connections=4, reply=50_000, gap=20, seconds=6),
+        was_made=lambda facts: facts["client"]["count"] > 200,
+        truth="{client[count]:.0f} answers of 50 KB, p50 {client[p50_ms]:.1f} ms; "
+        "{server_tcp[RetransSegs]:.0f} segments were sent again, none was lost",
+        from_client=answer(Cause.NETWORK, Cause.NONE, half=[Cause.PEER]),
+        from_server=answer(Cause.NETWORK, Cause.NONE, Cause.CONGESTION, half=[Cause.PACKET_LOSS]),
+    )
