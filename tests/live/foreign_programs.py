@@ -1,4 +1,4 @@
-"""sock_ops programs of others on cgroups, and processes whose connects run them."""
+"""Programs of others on cgroups, and processes whose connects run them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import Enum, IntEnum
 from pathlib import Path
 
 from latencyprobe_agent.kernel import libbpf
@@ -17,7 +17,7 @@ from latencyprobe_agent.kernel import libbpf
 _INSTRUCTION = struct.Struct("<BBhi")
 _CALL_SET_FLAGS = 59  # BPF_FUNC_sock_ops_cb_flags_set
 _CONNECT, _ROUND_TRIP = 3, 8  # BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_RTT_CB_FLAG
-_RETURN_1 = _INSTRUCTION.pack(0xB7, 0, 0, 1) + _INSTRUCTION.pack(0x95, 0, 0, 0)
+_RETURN = _INSTRUCTION.pack(0x95, 0, 0, 0)
 # if (ops->op == CONNECT) bpf_sock_ops_cb_flags_set(ops, ROUND_TRIP);
 _SET_FLAG = b"".join(
     _INSTRUCTION.pack(*instruction)
@@ -38,14 +38,34 @@ class Flags(IntEnum):
     MULTI = 2
 
 
-class Foreign:
-    """A program, attached by BPF_PROG_ATTACH as tools without links do."""
+class Kind(Enum):
+    """A kind of program on cgroups: its type, and where it is attached."""
 
-    def __init__(self, *, sets_flag: bool = False) -> None:
-        code = _SET_FLAG + _RETURN_1 if sets_flag else _RETURN_1
+    SOCK_OPS = (libbpf.PROG_TYPE_SOCK_OPS, libbpf.ATTACH_TYPE_SOCK_OPS)
+    CGROUP_SKB = (libbpf.PROG_TYPE_CGROUP_SKB, libbpf.ATTACH_TYPE_CGROUP_INGRESS)
+    CONNECT4 = (libbpf.PROG_TYPE_CGROUP_SOCK_ADDR, libbpf.ATTACH_TYPE_CONNECT4)
+
+    def __init__(self, program_type: int, attach_type: int) -> None:
+        self.program_type, self.attach_type = program_type, attach_type
+
+
+class Foreign:
+    """A program, attached by BPF_PROG_ATTACH as tools without links do.
+
+    `sets_flag`: of SOCK_OPS. `answer`: 1 lets the packet or the call go on, 0 refuses it.
+    """
+
+    def __init__(
+        self, kind: Kind = Kind.SOCK_OPS, *, sets_flag: bool = False, answer: int = 1
+    ) -> None:
+        code = _INSTRUCTION.pack(0xB7, 0, 0, answer) + _RETURN
         self.descriptor = libbpf.load_program(
-            "foreign", code, program_type=libbpf.PROG_TYPE_SOCK_OPS
+            "foreign",
+            _SET_FLAG + code if sets_flag else code,
+            program_type=kind.program_type,
+            attach_type=kind.attach_type,
         )
+        self._attach_type = kind.attach_type
         self._places: set[Path] = set()
 
     @property
@@ -60,7 +80,7 @@ class Foreign:
     def attach(self, directory: Path, flags: Flags) -> None:
         with _opened(directory) as target:
             result = libbpf.library().bpf_prog_attach(
-                self.descriptor, target, libbpf.ATTACH_TYPE_SOCK_OPS, int(flags)
+                self.descriptor, target, self._attach_type, int(flags)
             )
         if result < 0:
             raise OSError(ctypes.get_errno() or -result, "cannot attach a foreign program")
@@ -69,9 +89,7 @@ class Foreign:
     def detach(self, directory: Path) -> None:
         self._places.discard(directory)
         with _opened(directory) as target:
-            result = libbpf.library().bpf_prog_detach2(
-                self.descriptor, target, libbpf.ATTACH_TYPE_SOCK_OPS
-            )
+            result = libbpf.library().bpf_prog_detach2(self.descriptor, target, self._attach_type)
         assert result == 0, errno.errorcode[ctypes.get_errno()]
 
     def close(self) -> None:
@@ -81,9 +99,11 @@ class Foreign:
 
 
 @contextmanager
-def foreign(*, sets_flag: bool = False) -> Iterator[Foreign]:
+def foreign(
+    kind: Kind = Kind.SOCK_OPS, *, sets_flag: bool = False, answer: int = 1
+) -> Iterator[Foreign]:
     """A program of another, loaded."""
-    made = Foreign(sets_flag=sets_flag)
+    made = Foreign(kind, sets_flag=sets_flag, answer=answer)
     try:
         yield made
     finally:
@@ -99,10 +119,10 @@ def _opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def on_cgroup(directory: Path) -> tuple[int, ...]:
-    """The ids of the sock_ops programs on a cgroup itself."""
+def on_cgroup(directory: Path, kind: Kind = Kind.SOCK_OPS) -> tuple[int, ...]:
+    """The ids of the programs of this kind on a cgroup itself."""
     with _opened(directory) as descriptor:
-        return libbpf.programs_on_cgroup(descriptor, libbpf.ATTACH_TYPE_SOCK_OPS).numbers
+        return libbpf.programs_on_cgroup(descriptor, kind.attach_type).numbers
 
 
 def connect_once(directory: Path) -> None:

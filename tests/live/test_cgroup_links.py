@@ -14,18 +14,18 @@ from pathlib import Path
 import pytest
 
 from bench.programs import counting_runs
-from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.runtime import cgroup_links
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram, topmost
-from tests.live.foreign_programs import Flags, Foreign, connect_once, foreign, on_cgroup
+from tests.live.foreign_programs import Flags, Foreign, Kind, connect_once, foreign, on_cgroup
 from tests.live.loaded_programs import wait_until_gone
 from tests.live.pods import cgroup, unified_cgroup_root
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A pod's cgroup below another one, a program of ours and one of another."""
+    """A pod's cgroup below another one, a program of ours and one of another, of one kind."""
 
+    kind: Kind
     parent: Path
     directory: Path
     links: CgroupLinks
@@ -37,7 +37,7 @@ class Scene:
 
     @property
     def is_attached(self) -> bool:
-        return self.ours.number in on_cgroup(self.directory)
+        return self.ours.number in on_cgroup(self.directory, self.kind)
 
     def runs(self) -> tuple[int, int]:
         """How often ours and theirs run for one connect in the scene."""
@@ -61,15 +61,16 @@ def nested(parent: Path, name: str) -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture
-def scene() -> Iterator[Scene]:
+@pytest.fixture(params=list(Kind), ids=[kind.name for kind in Kind])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    kind: Kind = request.param
     with ExitStack() as stack:
         parent = stack.enter_context(cgroup(f"lptest-{os.getpid()}-links"))
         directory = stack.enter_context(nested(parent, "pod"))
-        ours, theirs = (stack.enter_context(foreign()) for _ in range(2))
-        links = CgroupLinks([CgroupProgram(ours.descriptor, libbpf.ATTACH_TYPE_SOCK_OPS)])
+        ours, theirs = (stack.enter_context(foreign(kind)) for _ in range(2))
+        links = CgroupLinks([CgroupProgram(ours.descriptor, kind.attach_type)])
         stack.callback(links.close)
-        yield Scene(parent, directory, links, ours, theirs)
+        yield Scene(kind, parent, directory, links, ours, theirs)
 
 
 def test_a_program_runs_for_its_cgroup_and_those_below_it_and_for_no_other(scene: Scene) -> None:
@@ -176,6 +177,20 @@ def test_a_cgroup_below_another_has_the_programs_once(scene: Scene) -> None:
     assert scene.runs() == (once, 0)
 
 
+@pytest.mark.parametrize("place", ["parent", "itself"])
+def test_programs_of_others_run_as_before_when_ours_comes_and_goes(
+    scene: Scene, place: str
+) -> None:
+    scene.theirs.attach(scene.place(place), Flags.MULTI)
+    _, before = scene.runs()
+    for _ in range(2):
+        scene.follow()
+        ours, theirs = scene.runs()
+        assert (ours > 0, theirs) == (True, before)
+        scene.links.follow([])
+        assert scene.runs() == (0, before)
+
+
 def test_links_that_are_no_longer_wanted_are_detached(scene: Scene) -> None:
     scene.follow()
     scene.links.follow([])
@@ -196,24 +211,24 @@ def test_a_removed_cgroup_is_no_refusal_and_a_new_one_gets_the_programs(scene: S
         directory.rmdir()
         directory.mkdir()
         scene.links.follow([str(directory)])
-        assert on_cgroup(directory) == (scene.ours.number,)
+        assert on_cgroup(directory, scene.kind) == (scene.ours.number,)
 
 
 def test_the_root_of_the_hierarchy_gets_no_program(scene: Scene) -> None:
     root = str(unified_cgroup_root())
     scene.links.follow([root])
     assert set(scene.links.refused) == {root}
-    assert scene.ours.number not in on_cgroup(Path(root))
+    assert scene.ours.number not in on_cgroup(Path(root), scene.kind)
 
 
 KILLED = """
 import sys, time
-from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.runtime import cgroup_links
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
-from tests.live.foreign_programs import Foreign
-program = Foreign()
-links = CgroupLinks([CgroupProgram(program.descriptor, libbpf.ATTACH_TYPE_SOCK_OPS)])
+from tests.live.foreign_programs import Foreign, Kind
+kind = Kind[sys.argv[2]]
+program = Foreign(kind)
+links = CgroupLinks([CgroupProgram(program.descriptor, kind.attach_type)])
 links.follow([sys.argv[1]])
 print(program.number, flush=True)
 time.sleep(600)
@@ -221,14 +236,14 @@ time.sleep(600)
 
 
 def test_after_a_kill_nothing_stays(scene: Scene) -> None:
-    command = [sys.executable, "-c", KILLED, str(scene.directory)]
+    command = [sys.executable, "-c", KILLED, str(scene.directory), scene.kind.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         number = int(process.stdout.readline())
-        assert on_cgroup(scene.directory) == (number,)
+        assert on_cgroup(scene.directory, scene.kind) == (number,)
         process.send_signal(signal.SIGKILL)
     wait_until_gone({number})
-    assert on_cgroup(scene.directory) == ()
+    assert on_cgroup(scene.directory, scene.kind) == ()
 
 
 def test_only_the_topmost_of_nested_cgroups_is_taken() -> None:

@@ -19,6 +19,7 @@ from latencyprobe.domain.measurement import NOTHING, Measurement
 from latencyprobe.domain.stages import DEFAULT_MODULES
 from latencyprobe.domain.verdict import judge
 from latencyprobe_agent.kernel.runtime.engine import KernelEngine
+from tests.live.foreign_programs import Flags, Kind, foreign
 from tests.live.hidden_events import TRIES, counts_of
 from tests.live.measuring import CLIENT, SERVER, account_for, assert_all_left, both, count, measure
 from tests.live.netfilter import load_rules
@@ -231,6 +232,19 @@ async def test_a_connect_without_a_local_port_is_a_call_that_is_not_sent(
     calls, sent = counters["connectCalls"], counters["connectsSent"]
     assert calls - sent == 4
     assert "connectAborted" not in counters
+
+
+async def test_a_connect_that_a_program_of_another_refuses_is_a_call_that_is_not_sent(
+    start_engine: Start, pair: tuple[Pod, Pod]
+) -> None:
+    client, server = pair
+    engine = await both(start_engine, client, server)
+    with foreign(Kind.CONNECT4, answer=0) as refusing:
+        refusing.attach(client.cgroup, Flags.MULTI)
+        engine.read()
+        with inside_cgroup(client.cgroup), inside(client.namespace), socket.socket() as asking:
+            assert asking.connect_ex((server.address, 7000)) == errno.EPERM
+    assert engine.read()[CLIENT].counters == {"connectCalls": 1}
 
 
 async def test_a_connect_without_a_route_is_a_call_that_is_not_sent(
