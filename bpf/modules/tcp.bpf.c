@@ -4,9 +4,9 @@
  */
 
 /*
- * The error of ICMP that a socket's connect() got, by ip_icmp_error(), net/ipv4/ip_sockglue.c, 5.8+: it stays
- * in the error queue until it is read from there. 0: none. A socket that connect() holds at the time has no
- * sk_err, and its sk_err_soft is taken by SO_ERROR: tcp_v4_err(), net/ipv4/tcp_ipv4.c.
+ * The error of ICMP that a socket of IPv4 got while its own connect() held it, by ip_icmp_error(),
+ * net/ipv4/ip_sockglue.c, 5.8+: it has no sk_err, and SO_ERROR takes its sk_err_soft, but it stays in the error
+ * queue: tcp_v4_err(), net/ipv4/tcp_ipv4.c. 0: none. Of IPv6, the SYN is sent again, and the error comes again.
  */
 static __always_inline int error_of_icmp(struct sock *sk)
 {
@@ -16,14 +16,14 @@ static __always_inline int error_of_icmp(struct sock *sk)
 	return PEEK((struct sock_exterr_skb *)skb->cb, ee.ee_errno) & (is_empty - 1);
 }
 
-/* A connect that failed is a count by cause, never a sample. */
-static __always_inline u32 connect_failure(int error, int of_icmp)
+/* A connect that failed is a count by cause, never a sample. `has_segment`: the peer sent one. */
+static __always_inline u32 connect_failure(int error, bool has_segment)
 {
-	switch (error ? error : of_icmp) {
+	switch (error) {
 	case 0: /* closed by the application before an answer came */
 		return COUNTER_CONNECT_ABORTED;
 	case ECONNREFUSED:
-		return of_icmp ? COUNTER_CONNECT_REJECTED : COUNTER_CONNECT_REFUSED;
+		return has_segment ? COUNTER_CONNECT_REFUSED : COUNTER_CONNECT_REJECTED;
 	case ETIMEDOUT:
 		return COUNTER_CONNECT_TIMED_OUT;
 	case EHOSTUNREACH:
@@ -35,9 +35,10 @@ static __always_inline u32 connect_failure(int error, int of_icmp)
 
 /* An application may give up before the SYN is sent again, so how long it waited is counted, too. */
 static __always_inline void fail_connect(struct config *config, struct sock *sk,
-					 struct socket_state *state, u64 ns)
+					 struct tcp_sock *tp, struct socket_state *state, u64 ns)
 {
-	u32 failure = connect_failure(READ(sk, sk_err), error_of_icmp(sk));
+	int error = READ(sk, sk_err);
+	u32 failure = connect_failure(error ? error : error_of_icmp(sk), READ(tp, segs_in));
 
 	asm volatile("" : "+r"(failure)); /* one path for all causes */
 	if (failure >= NR_COUNTERS)
@@ -47,11 +48,9 @@ static __always_inline void fail_connect(struct config *config, struct sock *sk,
 }
 
 /* connect() failed before its SYN: tcp_v4_connect(), net/ipv4/tcp_ipv4.c, found no local port. */
-static __always_inline bool is_unsent(struct sock *sk)
+static __always_inline bool is_unsent(struct tcp_sock *tp)
 {
-	struct tcp_sock *tp = get_tcp_sock(sk);
-
-	return tp && !READ(tp, segs_out);
+	return !READ(tp, segs_out);
 }
 
 static __always_inline void end_connect(struct config *config, struct sock *sk,
@@ -67,8 +66,8 @@ static __always_inline void end_connect(struct config *config, struct sock *sk,
 	ns = bpf_ktime_get_ns() - state->connect_ns;
 	if (new_state == TCP_ESTABLISHED)
 		record_for(config, state->owners, STAGE_TCP_CONNECT, ns);
-	else if (new_state == TCP_CLOSE && !is_unsent(sk))
-		fail_connect(config, sk, state, ns);
+	else if (tp && new_state == TCP_CLOSE && !is_unsent(tp))
+		fail_connect(config, sk, tp, state, ns);
 	state->handshake_ns = saturate(ns);
 	if (tp && READ(tp, total_retrans)) { /* nothing but its SYN */
 		state->handshake_ns = 0;
@@ -355,10 +354,11 @@ static __always_inline void change_state(struct config *config, struct sock *sk,
 static __always_inline void count_ended_connect(struct config *config, struct sock *sk)
 {
 	struct socket_state *state = find_state(sk);
+	struct tcp_sock *tp = get_tcp_sock(sk);
 
-	if (state && state->connect_ns && state->generation == config->generation)
+	if (tp && state && state->connect_ns && state->generation == config->generation)
 		add_both_for(config, state->owners, COUNTER_CONNECT_CALLS, 1, COUNTER_CONNECTS_SENT,
-			     !is_unsent(sk));
+			     !is_unsent(tp));
 }
 
 static __always_inline int change_any_state(u64 *ctx, bool sees_listeners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import select
 import socket
 import struct
@@ -51,7 +52,7 @@ REJECT_PORT_9 = """
 table inet rejecting {{
   chain input {{
     type filter hook input priority 0;
-    tcp dport 9 reject with icmp type {}
+    tcp dport 9 reject with icmpx type {}
   }}
 }}
 """
@@ -183,7 +184,8 @@ async def test_a_refused_connect_is_a_count_and_no_sample(
 
 def rejected(client: Pod, address: str, patience: float | None) -> int:
     """Connect to a port that a rule rejects; return the error."""
-    with inside_cgroup(client.cgroup), inside(client.namespace), socket.socket() as asking:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with inside_cgroup(client.cgroup), inside(client.namespace), socket.socket(family) as asking:
         asking.settimeout(patience)
         return asking.connect_ex((address, 9))
 
@@ -202,11 +204,13 @@ async def test_a_connect_that_an_error_of_icmp_ends_is_counted_by_it(
     """Whether connect() waits, or the error finds its socket in it: then SO_ERROR takes it."""
     client, server = pair
     engine = await both(start_engine, client, server)
-    server.namespace.execute("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0")
+    rates = ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
+    server.namespace.execute("sysctl", "-qw", *rates)
     load_rules(server, REJECT_PORT_9.format(message))
-    for patience in (5.0, None):
+    addresses = (server.address, server.address6)
+    for address, patience in itertools.product(addresses, (5.0, None)):
         engine.read()
-        assert rejected(client, server.address, patience) == error
+        assert rejected(client, address, patience) == error
         counters = engine.read()[CLIENT].counters
         assert counters[name] == 1
         assert "connectAborted" not in counters
