@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from tests.live.situations.answers import HEALTHY_AND_QUIET, Cause, answer
-from tests.live.situations.scenes import back_to_back, far_apart, through_node, with_quota
+from tests.live.situations.scenes import (
+    back_to_back,
+    far_apart,
+    through_node,
+    with_quota,
+    with_slow_client,
+)
 from tests.live.situations.situation import Situation, client, server, situation
 
 POLICE = """
@@ -101,4 +107,49 @@ def packets_out_of_order() -> Situation:
         "{server_tcp[RetransSegs]:.0f} segments were sent again, none was lost",
         from_client=answer(Cause.NETWORK, Cause.NONE, half=[Cause.PEER]),
         from_server=answer(Cause.NETWORK, Cause.NONE, Cause.CONGESTION, half=[Cause.PACKET_LOSS]),
+    )
+
+
+@situation
+def no_request_is_answered_in_time() -> Situation:
+    """The server takes 3 s for each answer; its clients give up after 1 s, and try again."""
+    return Situation(
+        scene=back_to_back,
+        server=server("answer", think=3000),
+        client=client("ask", connections=32, patience=1000, gap=10, seconds=8),
+        was_made=lambda facts: facts["client"]["failed"] >= 150,
+        truth="{client[failed]:.0f} requests were given up after 1 s, none was answered",
+        # The first request of each connection: it may be a log that wants no answer.
+        from_client=answer(Cause.NONE, Cause.PEER, says="no answer when their connection ended"),
+        from_server=answer(Cause.APPLICATION),
+    )
+
+
+@situation
+def datagrams_overflow_the_pods_queue() -> Situation:
+    """The pod's own device sends 2 Mbit/s, and drops what its queue has no room for."""
+    return Situation(
+        scene=with_slow_client("2mbit", 20_000),
+        server=server("datagrams"),
+        client=client("blast", size=1000, burst=10, gap=20, seconds=5),
+        was_made=lambda facts: facts["tbf"]["drops"] > 100,
+        truth="{client[sent]:.0f} datagrams were sent; the queue dropped {tbf[drops]:.0f}",
+        from_client=answer(Cause.DROPS, half=[Cause.QDISC_BACKLOG]),
+        from_server=HEALTHY_AND_QUIET,
+    )
+
+
+@situation
+def one_of_four_servers_is_slow() -> Situation:
+    """One of four ports answers after 200 ms, the others at once."""
+    return Situation(
+        scene=back_to_back,
+        server=server("several", ports=[7000, 7001, 7002, 7003], think=200, slow=7002),
+        client=client(
+            "ask", connections=8, ports=[7000, 7001, 7002, 7003], reconnect=True, gap=5, seconds=6
+        ),
+        was_made=lambda facts: facts["client"]["slow"] >= 20,
+        truth="{client[slow]:.0f} of {client[count]:.0f} requests took over 100 ms",
+        from_client=answer(Cause.PEER),
+        from_server=answer(Cause.APPLICATION),
     )

@@ -195,14 +195,28 @@ def behind_slow_devices(rate: str, limit: int) -> MakeScene:
         with pods_on_bridge(2) as (host, (client, server)):
             shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
             host.execute("tc", "qdisc", "add", "dev", "veth0", *shaping)
-            yield Scene(client, server, host, {"tbf": lambda: _queued(host)})
+            yield Scene(client, server, host, {"tbf": lambda: _queued(host, "veth0")})
 
     return scene
 
 
-def _queued(host: Namespace) -> Figures:
+def with_slow_client(rate: str, limit: int) -> MakeScene:
+    """Pods back to back; the client's own device sends at a limited rate."""
+
+    @contextmanager
+    def scene() -> Iterator[Scene]:
+        with back_to_back() as made:
+            inside = made.client.namespace
+            shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
+            inside.execute("tc", "qdisc", "add", "dev", "eth0", *shaping)
+            yield replace(made, witnesses={"tbf": lambda: _queued(inside, "eth0")})
+
+    return scene
+
+
+def _queued(namespace: Namespace, device: str) -> Figures:
     shown = subprocess.run(
-        ["tc", "-n", host.name, "-s", "-json", "qdisc", "show", "dev", "veth0"],
+        ["tc", "-n", namespace.name, "-s", "-json", "qdisc", "show", "dev", device],
         check=True,
         capture_output=True,
     ).stdout

@@ -74,6 +74,15 @@ def answer(**options: object) -> None:
     _stay(clock.account)
 
 
+def several(*, address: str, ports: Sequence[int], slow: int, think: float) -> None:
+    """Answers at several ports; at the port `slow` only after `think` milliseconds."""
+    clock = Clock()
+    for port in ports:
+        manner = Manner(address=address, port=port, think=think if port == slow else 0)
+        _in_thread(_accept, manner.listen(), manner, clock)
+    _stay(clock.account)
+
+
 def _accept(listener: socket.socket, manner: Manner, clock: Clock) -> None:
     while True:
         time.sleep(manner.accept / 1e3)
@@ -479,5 +488,5 @@ def _stay(account: Callable[[], Mapping[str, float]], children: Sequence[int] = 
 
 if __name__ == "__main__":
     roles = (answer, answer_among_busy_threads, both_ways, burn, datagrams, discard, half_closed)
-    more = (loop, mixed, never_reads, proxy, redis, reuseport, session, splice, stream, unix, uring)
-    run_role({role.__name__: role for role in (*roles, *more)})
+    more = (loop, mixed, never_reads, proxy, redis, reuseport, session, several, splice, stream)
+    run_role({role.__name__: role for role in (*roles, *more, unix, uring)})
