@@ -153,3 +153,46 @@ def one_of_four_servers_is_slow() -> Situation:
         from_client=answer(Cause.PEER),
         from_server=answer(Cause.APPLICATION),
     )
+
+
+@situation
+def server_without_descriptors() -> Situation:
+    """accept() fails with EMFILE: the server has descriptors for a third of its connections."""
+    return Situation(
+        scene=back_to_back,
+        server=server("without_descriptors", descriptors=24),
+        client=client("ask", connections=60, gap=20, seconds=6),
+        was_made=lambda facts: facts["client"]["slow"] >= 20 and facts["client"]["max_ms"] > 5000,
+        truth="{client[count]:.0f} answers; {client[slow]:.0f} of 60 connections had theirs "
+        "after {client[max_ms]:.0f} ms, when others had ended",
+        from_client=answer(Cause.PEER),
+        from_server=answer(Cause.ACCEPT_QUEUE, half=[Cause.SLOW_READER]),
+    )
+
+
+@situation
+def datagrams_that_are_answered_late() -> Situation:
+    """A server of datagrams answers each after 50 ms."""
+    return Situation(
+        scene=back_to_back,
+        server=server("datagrams", think=50),
+        client=client("query", port=7000, threads=8, gap=10, patience=5000, seconds=5),
+        was_made=lambda facts: facts["client"]["p50_ms"] > 50,
+        truth="{client[count]:.0f} replies, p50 {client[p50_ms]:.1f} ms",
+        from_client=answer(Cause.PEER),
+        from_server=answer(Cause.APPLICATION),
+    )
+
+
+@situation
+def server_that_computes() -> Situation:
+    """Each answer takes 5 ms of the server's CPU, and it has the CPU to itself."""
+    return Situation(
+        scene=back_to_back,
+        server=server("answer", burn=5),
+        client=client("ask", connections=1, gap=5, seconds=6),
+        was_made=lambda facts: facts["client"]["p50_ms"] > 5,
+        truth="requests p50 {client[p50_ms]:.1f} ms, of which 5 ms are the server's CPU time",
+        from_client=answer(Cause.PEER),
+        from_server=answer(Cause.APPLICATION),
+    )

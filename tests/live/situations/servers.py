@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -182,6 +183,23 @@ def never_reads(*, address: str) -> None:
 
     _in_thread(run)
     _stay(lambda: {"accepted": len(kept)})
+
+
+def without_descriptors(*, address: str, descriptors: int) -> None:
+    """Has so few descriptors that accept() fails with EMFILE; it tries again every 10 ms."""
+    manner, clock = Manner(address=address), Clock()
+    listener = manner.listen()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    def run() -> None:
+        while True:
+            try:
+                _in_thread(_serve, listener.accept()[0], manner, clock)
+            except OSError:
+                time.sleep(0.01)
+
+    _in_thread(run)
+    _stay(clock.account)
 
 
 def reuseport(*, address: str, workers: int, hung: int) -> None:
@@ -488,5 +506,6 @@ def _stay(account: Callable[[], Mapping[str, float]], children: Sequence[int] = 
 
 if __name__ == "__main__":
     roles = (answer, answer_among_busy_threads, both_ways, burn, datagrams, discard, half_closed)
-    more = (loop, mixed, never_reads, proxy, redis, reuseport, session, several, splice, stream)
-    run_role({role.__name__: role for role in (*roles, *more, unix, uring)})
+    more = (loop, mixed, never_reads, proxy, redis, reuseport, session, several, splice)
+    last = (stream, unix, uring, without_descriptors)
+    run_role({role.__name__: role for role in (*roles, *more, *last)})
