@@ -23,7 +23,7 @@ ARGUMENTS_VARIABLE = "LATENCYPROBE_KERNELS_PYTEST"
 # The kernel that `make test` boots: of those that are widely run, the one that differs most from
 # what machines with new kernels show in tests/live.
 DEFAULT = "6.1"
-GUEST_SECONDS = 3600
+GUEST_SECONDS = 7200
 
 
 @dataclass(frozen=True, slots=True)
