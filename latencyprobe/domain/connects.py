@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-FAILED_CONNECTS = (
+_FAILED = (
     "connectRefused",
     "connectRejected",
     "connectTimedOut",
     "connectUnreachable",
     "connectFailedOther",
 )
-# The difference of two counters, so in no report by itself.
-CONNECTS_NOT_SENT = "connectsNotSent"
 # The SYNs of these had an answer, or no route: a rule of this node may have dropped them.
 _TURNED_AWAY = ("connectRefused", "connectRejected", "connectUnreachable")
 # A rejected SYN is sent again if the answer finds the socket in its own connect().
@@ -22,11 +20,11 @@ _SENT_AGAIN = ("connectRejected", "connectUnreachable")
 def failed_connects(counters: Mapping[str, int]) -> Mapping[str, int]:
     """Return the failures that are not 0, by name.
 
-    `connectsNotSent`: calls of connect() that failed before their SYN.
+    `connectsNotSent`: calls of connect() that failed before their SYN. No report has it by itself.
     """
-    failed = {name: n for name in FAILED_CONNECTS if (n := counters.get(name, 0))}
+    failed = {name: n for name in _FAILED if (n := counters.get(name, 0))}
     unsent = counters.get("connectCalls", 0) - counters.get("connectsSent", 0)
-    return {**failed, CONNECTS_NOT_SENT: unsent} if unsent > 0 else failed
+    return {**failed, "connectsNotSent": unsent} if unsent > 0 else failed
 
 
 def turned_away(counters: Mapping[str, int]) -> int:

@@ -119,8 +119,7 @@ class _Ledger:
         """Yield all waiting; the same cause may come several times."""
         yield from self._to_be_read()
         yield from self._on_the_path()
-        sending = (self.measurement, self.attention, self._congestion, self._losses.open_ns)
-        yield from Sending(*sending).waits()
+        yield from self._sending.waits()
         yield from self._to_be_accepted()
         yield from self._for_answers()
         yield from self._losses.waits()
@@ -134,6 +133,11 @@ class _Ledger:
     @cached_property
     def _losses(self) -> Losses:
         return Losses(self.measurement, self.attention)
+
+    @property
+    def _sending(self) -> Sending:
+        lost_ns = self._losses.open_ns
+        return Sending(self.measurement, self.attention, self._congestion, lost_ns)
 
     @cached_property
     def _name_servers(self) -> NameServers:

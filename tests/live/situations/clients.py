@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.live.situations.witness import Clock, ready, report, run_role, wait_for_line
+from tests.live.situations.witness import Clock, ready, report, run_role, use_cpu, wait_for_line
 
 PORT = 7000
 SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
@@ -116,7 +116,7 @@ class Asking:
                     self._send(connection)
                 time.sleep(self._manner.late / 1e3)
                 _read(connection, self._manner.ahead * self._manner.reply)
-                burn(self._manner.burn)
+                use_cpu(self._manner.burn)
             if self._manner.reconnect:
                 return
             if self._manner.first_only and number:
@@ -142,13 +142,6 @@ def _read(connection: socket.socket, size: int) -> None:
         if not data:
             raise ConnectionResetError("the server closed the connection")
         size -= len(data)
-
-
-def burn(milliseconds: float) -> None:
-    """Use so much CPU time."""
-    until = time.thread_time() + milliseconds / 1e3
-    while time.thread_time() < until:
-        pass
 
 
 def query(

@@ -68,7 +68,7 @@ def quota_of_the_client() -> Situation:
 
 @situation
 def uploads_to_a_slow_reader() -> Situation:
-    """The server takes 5 ms before each read of an upload of 400 KB."""
+    """The server takes 5 ms before each read of an upload of 4 MB."""
     return Situation(
         scene=back_to_back,
         server=server("answer", request=4_000_000, late=5),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from tests.live.situations.answers import HEALTHY_AND_QUIET, Cause, answer
 from tests.live.situations.scenes import ABSENT, back_to_back, through_node, with_sysctls
 from tests.live.situations.situation import Situation, client, server, situation
@@ -24,7 +27,26 @@ table inet node {
 """
 # A kernel sends one error a second to each address, else.
 EACH_ERROR_IS_SENT = {"net.ipv4.icmp_ratelimit": "0", "net.ipv4.icmp_msgs_per_sec": "10000"}
+EACH_SECOND: Mapping[str, object] = {
+    "reconnect": True,
+    "gap": 20,
+    "ports": [7000, 7001],
+    "seconds": 5,
+}
 FAILED = "{client[connect_failed]:.0f} connects failed, {client[count]:.0f} answers"
+
+
+def _rejected(message: str, counter: str) -> Situation:
+    """Each second connect of the clients is rejected by the node, by this message of ICMP."""
+    return Situation(
+        scene=through_node(REJECT.format(message), EACH_ERROR_IS_SENT),
+        server=server("answer"),
+        client=client("ask", connections=4, **EACH_SECOND),
+        was_made=lambda facts: facts["client"]["connect_failed"] >= 50,
+        truth=FAILED,
+        from_client=answer(Cause.CONNECT_FAILURES, says=counter),
+        from_server=HEALTHY_AND_QUIET,
+    )
 
 
 @situation
@@ -33,15 +55,7 @@ def service_without_endpoints() -> Situation:
 
     https://github.com/kubernetes/kubernetes/issues/24875
     """
-    return Situation(
-        scene=through_node(REJECT.format("port-unreachable"), EACH_ERROR_IS_SENT),
-        server=server("answer"),
-        client=client("ask", connections=4, reconnect=True, gap=20, ports=[7000, 7001], seconds=5),
-        was_made=lambda facts: facts["client"]["connect_failed"] >= 50,
-        truth=FAILED,
-        from_client=answer(Cause.CONNECT_FAILURES, says="connectRejected"),
-        from_server=HEALTHY_AND_QUIET,
-    )
+    return _rejected("port-unreachable", "connectRejected")
 
 
 @situation
@@ -50,16 +64,11 @@ def service_without_endpoints_and_a_client_that_waits() -> Situation:
 
     https://github.com/kubernetes/kubernetes/issues/24875
     """
-    return Situation(
-        scene=through_node(REJECT.format("port-unreachable"), EACH_ERROR_IS_SENT),
-        server=server("answer"),
-        client=client(
-            "ask", connections=12, reconnect=True, gap=20, ports=[7000, 7001], patience=0, seconds=5
-        ),
+    return replace(
+        service_without_endpoints(),
+        client=client("ask", connections=12, **EACH_SECOND, patience=0),
         was_made=lambda facts: facts["client"]["connect_failed"] >= 30,
         truth=FAILED + ", each after a second",
-        from_client=answer(Cause.CONNECT_FAILURES, says="connectRejected"),
-        from_server=HEALTHY_AND_QUIET,
     )
 
 
@@ -69,15 +78,7 @@ def router_without_a_route() -> Situation:
 
     https://github.com/projectcalico/calico/issues/2145
     """
-    return Situation(
-        scene=through_node(REJECT.format("host-unreachable"), EACH_ERROR_IS_SENT),
-        server=server("answer"),
-        client=client("ask", connections=4, reconnect=True, gap=20, ports=[7000, 7001], seconds=5),
-        was_made=lambda facts: facts["client"]["connect_failed"] >= 50,
-        truth=FAILED,
-        from_client=answer(Cause.CONNECT_FAILURES, says="connectUnreachable"),
-        from_server=HEALTHY_AND_QUIET,
-    )
+    return _rejected("host-unreachable", "connectUnreachable")
 
 
 @situation

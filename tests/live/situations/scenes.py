@@ -193,8 +193,7 @@ def behind_slow_devices(rate: str, limit: int) -> MakeScene:
     @contextmanager
     def scene() -> Iterator[Scene]:
         with pods_on_bridge(2) as (host, (client, server)):
-            shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
-            host.execute("tc", "qdisc", "add", "dev", "veth0", *shaping)
+            _limit(host, "veth0", rate, limit)
             yield Scene(client, server, host, {"tbf": lambda: _queued(host, "veth0")})
 
     return scene
@@ -207,11 +206,15 @@ def with_slow_client(rate: str, limit: int) -> MakeScene:
     def scene() -> Iterator[Scene]:
         with back_to_back() as made:
             inside = made.client.namespace
-            shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
-            inside.execute("tc", "qdisc", "add", "dev", "eth0", *shaping)
+            _limit(inside, "eth0", rate, limit)
             yield replace(made, witnesses={"tbf": lambda: _queued(inside, "eth0")})
 
     return scene
+
+
+def _limit(namespace: Namespace, device: str, rate: str, limit: int) -> None:
+    shaping = ("root", "tbf", "rate", rate, "burst", "3200", "limit", str(limit))
+    namespace.execute("tc", "qdisc", "add", "dev", device, *shaping)
 
 
 def _queued(namespace: Namespace, device: str) -> Figures:

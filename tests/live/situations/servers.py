@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.live.situations.uring import Ring
-from tests.live.situations.witness import Clock, ready, report, run_role, wait_for_line
+from tests.live.situations.witness import Clock, ready, report, run_role, use_cpu, wait_for_line
 
 PORT = 7000
 SOCKETS_AT_ONCE = 1024
@@ -105,7 +105,7 @@ def _serve(connection: socket.socket, manner: Manner, clock: Clock) -> None:
                     _abort(connection)
                     return
                 time.sleep(thought / 1e3)
-                _burn(manner.burn)
+                use_cpu(manner.burn)
                 _reply(connection, manner)
 
 
@@ -134,13 +134,6 @@ def _read(connection: socket.socket, size: int, late_ms: float = 0) -> bool:
             return False
         size -= len(data)
     return True
-
-
-def _burn(milliseconds: float) -> None:
-    """Use so much CPU time."""
-    until = time.thread_time() + milliseconds / 1e3
-    while time.thread_time() < until:
-        pass
 
 
 def loop(*, address: str, pause: float, every: float) -> None:

@@ -35,6 +35,13 @@ def run_role(roles: Mapping[str, Callable[..., None]]) -> None:
     roles[role](**json.loads(options))
 
 
+def use_cpu(milliseconds: float) -> None:
+    """Use so much CPU time."""
+    until = time.thread_time() + milliseconds / 1e3
+    while time.thread_time() < until:
+        pass
+
+
 class Clock:
     """The durations of one kind, those that have not ended included."""
 

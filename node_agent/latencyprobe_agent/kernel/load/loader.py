@@ -43,7 +43,7 @@ _SCOPED_TYPES: Mapping[HookKind, int] = {
     HookKind.DEVICE: libbpf.PROG_TYPE_SCHED_CLS,
 }
 # By the hook's symbol; programs of the other types on cgroups are of one kind each.
-_ADDRESS_ATTACH_TYPES: Mapping[str, int] = {
+ADDRESS_ATTACH_TYPES: Mapping[str, int] = {
     "connect4": libbpf.ATTACH_TYPE_CONNECT4,
     "connect6": libbpf.ATTACH_TYPE_CONNECT6,
     "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
@@ -267,7 +267,7 @@ class Loader:
                 hook.function,
                 code,
                 program_type=_SCOPED_TYPES[hook.kind],
-                attach_type=_ADDRESS_ATTACH_TYPES.get(hook.symbol, 0),
+                attach_type=ADDRESS_ATTACH_TYPES.get(hook.symbol, 0),
             )
         if self._types is not None:
             return libbpf.load_program(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from latencyprobe_agent.kernel import libbpf
 from latencyprobe_agent.kernel.hooks import SEGMENT
-from latencyprobe_agent.kernel.load.loader import ScopedHook
+from latencyprobe_agent.kernel.load.loader import ADDRESS_ATTACH_TYPES, ScopedHook
 from latencyprobe_agent.kernel.runtime.attachments import Attachments, OffReason
 from latencyprobe_agent.kernel.runtime.cgroup_links import CgroupLinks, CgroupProgram
 from latencyprobe_agent.kernel.runtime.configuration import ConfigMemory
@@ -20,10 +20,7 @@ CHECK_S = 5.0
 _ATTACH_TYPES: Mapping[str, int] = {
     "tcp_set_state": libbpf.ATTACH_TYPE_SOCK_OPS,
     "ingress": libbpf.ATTACH_TYPE_CGROUP_INGRESS,
-    "connect4": libbpf.ATTACH_TYPE_CONNECT4,
-    "connect6": libbpf.ATTACH_TYPE_CONNECT6,
-    "getpeername4": libbpf.ATTACH_TYPE_GETPEERNAME4,
-    "getpeername6": libbpf.ATTACH_TYPE_GETPEERNAME6,
+    **ADDRESS_ATTACH_TYPES,
 }
 
 
